@@ -40,9 +40,8 @@ def command(
         try: return func(*args, **kwargs)
         except (Problem, KeyboardInterrupt) as e:
             if not in_shell(): raise
-            stopped = isinstance(e, KeyboardInterrupt)
-            print(f"{func.__name__}: {'stopped' if stopped else e}", file=sys.stderr)
-            sys.exit(130 if stopped else 2)
+            print(f"{func.__name__}: {e if e.args else 'stopped'}", file=sys.stderr)
+            sys.exit(130 if isinstance(e, KeyboardInterrupt) else 2)
     return explained
 
 # %% ../nbs/00_data.ipynb #9ec1824e

@@ -12,7 +12,9 @@ import math
 from pathlib import Path
 import numpy as np
 from scipy.signal import lfilter, oaconvolve
+from scipy.sparse import csr_array
 from tqdm import tqdm
+from fastcore.basics import patch
 from fastcore.script import call_parse
 from .data import Problem, command, write_recording
 
@@ -103,14 +105,14 @@ def center_surround(
     y, x = np.mgrid[:SIZE, :SIZE]
     d2 = (y - places[:,0,None,None])**2 + (x - places[:,1,None,None])**2
     gauss = lambda s: np.exp(-d2/(2*s**2))/(2*np.pi*s**2)
-    return (gauss(width) - surround*gauss(3*width)).round(9) # the far tails would be subnormal float32, which are slow
+    return (gauss(width) - surround*gauss(3*width)).round(6) # nothing far away, so that the fields are sparse
 
 # %% ../nbs/07_simulation.ipynb #c68fd11f
 OFF, ON, ON_OFF = -1, 1, 0
 def ganglion_cell(
     index, # number of the cell in its retina, from 0
     seed, # seed of the retina
-) -> dict: # `center` (2,), `sign`, `adaptation` (s), `rate` and `burst` (Hz), and `places` (n, 2), `signs`, `weights` (n,), `filters` (n, 40), `fields` (n, 50, 50) of the subunits
+) -> dict: # `center` (2,), `sign`, `width` and `surround` of its subunits, `adaptation` (s), `rate` and `burst` (Hz), and `places` (n, 2), `signs`, `weights` (n,), `filters` (n, 40), `fields` (n, 50, 50) of the subunits
     "Draw the parts of a ganglion cell"
     rng, sign = np.random.default_rng([seed, 1, index]), (OFF, OFF, OFF, ON_OFF, OFF, ON, OFF, ON_OFF, OFF)[index % 9]
     corner = np.random.default_rng([seed, 0]).random(2)
@@ -124,7 +126,7 @@ def ganglion_cell(
     if sign == ON_OFF:
         places, signs, weights = np.tile(places, (2, 1)), np.repeat([OFF, ON], n), np.concatenate([weights, weights/2])
         filters = np.concatenate([filters, np.tile(temporal_filter(.9*peak, rebound), (n, 1))])
-    return dict(center=center, sign=sign, adaptation=rng.uniform(.5, 1.5), rate=np.exp(rng.uniform(np.log(1.1), np.log(4.5))), burst=rng.uniform(8, 18),
+    return dict(center=center, sign=sign, width=width, surround=surround, adaptation=rng.uniform(.5, 1.5), rate=np.exp(rng.uniform(np.log(1.1), np.log(4.5))), burst=rng.uniform(8, 18),
                 places=places, signs=signs, weights=weights, filters=filters, fields=center_surround(places, width, surround))
 
 # %% ../nbs/07_simulation.ipynb #fb103370
@@ -137,9 +139,8 @@ class Retina:
         self.cells = [ganglion_cell(i, seed) for i in range(cells)]
         join = lambda key: np.concatenate([c[key] for c in self.cells])
         self.owner = np.repeat(np.arange(cells), [len(c["signs"]) for c in self.cells]) # whose subunit it is
-        self.fields = (join("signs")[:,None,None]*join("fields")).reshape(len(self.owner), -1).T.astype(np.float32)
-        self.filters = join("filters").T.astype(np.float32)
-        self.pool = np.where(self.owner[:,None] == np.arange(cells), join("weights")[:,None], 0)
+        self.fields = csr_array((join("signs")[:,None,None]*join("fields")).reshape(len(self.owner), -1).astype(np.float32))
+        self.filters, self.weights = join("filters").T.astype(np.float32), join("weights")
         self.decay = np.exp(-1/HZ/np.array([c["adaptation"] for c in self.cells]))
         self.reset()
         self._tune()
@@ -151,10 +152,11 @@ class Retina:
 
     def excitation(self, movie):
         if movie.shape[1:] != (SIZE, SIZE): raise Problem(f"the retina sees frames of {SIZE} x {SIZE} pixels, got a movie of shape {movie.shape}")
-        seen = (movie.reshape(len(movie), -1).astype(np.float32)/127.5 - 1) @ self.fields
-        seen = np.concatenate([self.past, seen])
+        light = np.ascontiguousarray(movie.reshape(len(movie), -1).T, np.float32)/127.5 - 1
+        seen = np.concatenate([self.past, (self.fields @ light).T])
         self.past = seen[1 - LAGS:]
-        return np.maximum(oaconvolve(seen, self.filters, mode="valid", axes=0), 0) @ self.pool
+        drive = oaconvolve(seen, self.filters, mode="valid", axes=0)
+        return np.add.reduceat(self.weights*np.maximum(drive, 0), np.unique(self.owner, return_index=True)[1], axis=1)
 
     def adapt(self, e):
         a = np.empty_like(e)
@@ -169,17 +171,20 @@ class Retina:
     def __call__(self, movie): # grey frames, (time, 50, 50) uint8 -> true rates, (time, cells) Hz
         return self.output(self.adapt(self.excitation(movie)))
 
-    def _tune(self):
-        e = np.concatenate([self.excitation(chunk) for chunk in natural_movie(60*HZ, seed=[60, 100])])
-        self.sigma = .5*e.mean(0)
-        v = self.adapt(e)
-        rate, burst = (np.array([c[k] for c in self.cells]) for k in ("rate", "burst"))
-        self.soft, self.theta = .15*v.std(0), np.array([np.quantile(x, 1 - p) for x, p in zip(v.T, rate/burst)])
-        low, high = np.full((2, len(rate)), [[-20.], [20.]])
-        for _ in range(40):
-            self.gain = np.exp((low + high)/2)
-            few = self.output(v).mean(0) < rate
-            low, high = np.where(few, (low + high)/2, low), np.where(few, high, (low + high)/2)
+# %% ../nbs/07_simulation.ipynb #4810f2f4
+@patch
+def _tune(self:Retina):
+    "Set thresholds and gains on a minute of natural movie"
+    e = np.concatenate([self.excitation(chunk) for chunk in natural_movie(60*HZ, seed=[60, 100])])
+    self.sigma = .5*e.mean(0)
+    v = self.adapt(e)
+    rate, burst = (np.array([c[k] for c in self.cells]) for k in ("rate", "burst"))
+    self.soft, self.theta = .15*v.std(0), np.array([np.quantile(x, 1 - p) for x, p in zip(v.T, rate/burst)])
+    low, high = np.full((2, len(rate)), [[-20.], [20.]])
+    for _ in range(40):
+        self.gain = np.exp((low + high)/2)
+        few = self.output(v).mean(0) < rate
+        low, high = np.where(few, (low + high)/2, low), np.where(few, high, (low + high)/2)
 
 # %% ../nbs/07_simulation.ipynb #e850b390
 DEAD = np.arange(2, 13) # possible dead times, ms
@@ -235,8 +240,9 @@ def cell_parts(
     of = lambda key: np.array([c[key] for c in cells])
     join = lambda key: np.concatenate([c[key] for c in cells])
     fields = np.stack([np.tensordot(c["weights"]*c["signs"], c["fields"], 1) for c in cells]).astype(np.float32)
-    return {"cells/center": of("center"), "cells/sign": of("sign"), "cells/adaptation": of("adaptation"), "cells/receptive_field": fields,
-            "cells/temporal_filter": np.stack([c["filters"][0] for c in cells]), "cells/sigma": retina.sigma, "cells/theta": retina.theta, "cells/gain": retina.gain,
+    return {**{f"cells/{key}": of(key) for key in ("center", "sign", "width", "surround", "adaptation")},
+            **{f"cells/{key}": getattr(retina, key) for key in ("sigma", "theta", "soft", "gain")},
+            "cells/receptive_field": fields, "cells/temporal_filter": np.stack([c["filters"][0] for c in cells]),
             "subunits/cell": retina.owner, "subunits/place": join("places"), "subunits/sign": join("signs"), "subunits/weight": join("weights"),
             "subunits/temporal_filter": join("filters")}
 

@@ -143,6 +143,7 @@ def test_versions_agree():
 def test_readme_is_the_index():
     from readme import render
     assert (root / "README.md").read_text(encoding="utf-8") == render(), "README.md and nbs/index.ipynb differ: make readme"
+    assert "TODO" not in render(), "the index still has a number to be filled in"
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -86,6 +86,6 @@ from retina_nb.simulation import simulate_recording
 def peak(seconds):
     simulate_recording(sys.argv[1], seconds, test_seconds=2, repeats=1, cells=3, stimulus="whitenoise")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
-small = peak(10); print(peak(400) - small)"""
+small = peak(10); print(peak(170) - small)"""
     more = float(subprocess.run([sys.executable, "-c", code, str(tmp_path/"x.h5")], capture_output=True, text=True, check=True).stdout)
-    assert more < 25 # MiB; the movie has 95
+    assert more < 15 # MiB; the movie has 40

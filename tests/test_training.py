@@ -1,0 +1,159 @@
+"Training from the shell: whole road, mistakes, Ctrl-C, kill and resume"
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from retina_nb.data import Problem, Recording, write_recording
+from retina_nb.training import load_run, predict, retina_train
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    "Half a minute of noise and two cells that follow it"
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("recording")
+
+    def movie(n): return rng.integers(0, 256, (n, 12, 12), dtype=np.uint8)
+
+    def spikes(m):
+        rate = np.maximum(0, 128. - m[:, [3, 8], [4, 9]])/4
+        n = rng.poisson(np.roll(rate, 2, 0)/100)
+        return [np.repeat(np.arange(len(k)), k)/100 for k in n.T]
+
+    train, test = movie(3000), movie(500)
+    return write_recording(folder/"noise.h5", train, spikes(train), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)], blocks=[0, 1500])
+
+
+def shell(command, *args, **more):
+    "Run a command as its console script does"
+    code = f"import sys\nfrom retina_nb.training import {command}\nif __name__ == '__main__': sys.exit({command}())\n"
+    script = more.pop("folder")/command
+    script.write_text(code)
+    return subprocess.Popen([sys.executable, script, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}, cwd=more.pop("cwd", None))
+
+
+SMALL = ["--set", "chans=[2,3] ksizes=[3,3]", "--history", 4, "--batch_size", 64, "--accelerator", "cpu"]
+
+
+def test_train_predict(recording, tmp_path):
+    p = shell("retina_train", "--data", recording, *SMALL, "--epochs", 2, "--out", tmp_path/"run", folder=tmp_path)
+    out, err = p.communicate()
+    assert p.returncode == 0, err
+    assert "validation correlation" in out and "Traceback" not in err
+    run = load_run(tmp_path/"run")
+    assert {p.name for p in run.path.iterdir()} == {"config.json", "best.ckpt", "last.ckpt", "model.pth", "history.csv", "training_results.json", "tensorboard"}
+    assert run.config["blocks"] == [0, 1500] and run.config["history"] == 4 and len(run.history) == 2
+    state = torch.load(run.path/"model.pth", weights_only=True)
+    assert state["sequential.0.weight"].shape == (2, 4, 3, 3)
+
+    p = shell("retina_predict", "--run", tmp_path/"run", "--data", recording, "--part", "train", "--out", tmp_path/"rates.npz", folder=tmp_path)
+    out, err = p.communicate()
+    assert p.returncode == 0, err
+    saved = np.load(tmp_path/"rates.npz")
+    assert saved["rates"].dtype == np.float32 and saved["rates"].shape == (3000, 2) and (saved["frames"] == np.arange(3000)).all()
+    missing = np.isnan(saved["rates"]).all(1)
+    assert np.flatnonzero(missing).tolist() == [0, 1, 2, 1500, 1501, 1502]  # no window reaches across the start of a block
+    np.testing.assert_array_equal(saved["rates"], predict(run, Recording(recording).train.stimulus, [0, 1500]))
+
+
+@pytest.mark.parametrize("args, words", [
+    ([], "--data: expected"),
+    (["--data", "nowhere.h5"], "nowhere.h5"),
+    (["--data", "REC", "--model", "resnet"], "bncnn, cnnbilstm"),
+    (["--data", "REC", "--split", "half"], "blocked, stratified or random"),
+    (["--data", "REC", "--scale", "half"], "unit, zscore or raw"),
+    (["--data", "REC", "--cells", "0,7"], "0 to 1"),
+    (["--data", "REC", "--set", "chanels=[2,2]"], "chanels"),
+    (["--data", "REC", "--set", "chans = [2,2]"], "--set: expected pairs"),
+    (["--data", "REC", "--set", "ksizes=[15,15,3]"], "ksizes"),
+    (["--data", "REC", "--set", "activ_fxn=Relu"], "Relu"),
+    (["--data", "REC", "--epochs", 0], "epochs: expected a positive number"),
+    (["--data", "REC", "--history", 2000], "history"),
+    (["--data", "REC", "--response", "rate"], "firing_rate_20ms"),
+    (["--data", "REC", "--model", "stacked", "--set", "base=nowhere"], "nowhere"),
+])
+def test_mistakes(recording, tmp_path, monkeypatch, args, words):
+    "One line that names the mistake, and nothing left behind; Python callers get a Problem"
+    monkeypatch.chdir(tmp_path)
+    args = [str(recording) if a == "REC" else a for a in args]
+    named = {k.removeprefix("--"): v for k, v in zip(args[::2], args[1::2])}
+    with pytest.raises(Problem) as e: retina_train(**{**named, "out": "run"})
+    assert words in str(e.value) and "\n" not in str(e.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_mistake_in_the_shell(recording, tmp_path):
+    p = shell("retina_train", "--data", recording, "--batch-size", -1, "--out", tmp_path/"run", folder=tmp_path)
+    out, err = p.communicate()
+    assert p.returncode == 2 and err == "retina_train: batch_size: expected a positive number, found -1\n" and not (tmp_path/"run").exists()
+
+
+def wait_for_epoch(path, n, process, limit=120):
+    "Wait until n epochs are in history.csv"
+    end = time.time() + limit
+    while time.time() < end and process.poll() is None:
+        if path.exists() and len(pd.read_csv(path)) >= n: return
+        time.sleep(.02)
+    raise AssertionError(f"no epoch {n} in time: {process.communicate()}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stop_and_resume(recording, tmp_path, how):
+    "A run that was stopped in the middle and resumed gives the same numbers as one that was not"
+    args = ["--data", recording, *SMALL, "--epochs", 6, "--out"]
+    whole = shell("retina_train", *args, tmp_path/"whole", folder=tmp_path)
+    out, err = whole.communicate()
+    assert whole.returncode == 0, err
+
+    p = shell("retina_train", *args, tmp_path/"stopped", folder=tmp_path)
+    wait_for_epoch(tmp_path/"stopped/history.csv", 2, p)
+    p.send_signal(how)
+    out, err = p.communicate()
+    if how == signal.SIGINT: assert p.returncode == 130 and "--resume" in err and "Traceback" not in err
+    assert len(pd.read_csv(tmp_path/"stopped/history.csv")) < 6
+
+    p = shell("retina_train", *args, tmp_path/"stopped", "--resume", folder=tmp_path)
+    out, err = p.communicate()
+    assert p.returncode == 0, err
+    a, b = load_run(tmp_path/"whole"), load_run(tmp_path/"stopped")
+    pd.testing.assert_frame_equal(a.history.drop(columns="seconds"), b.history.drop(columns="seconds"), check_exact=True)
+    for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()): assert torch.equal(x, y)
+
+
+def test_other_run_is_not_overwritten(recording, tmp_path):
+    args = dict(data=str(recording), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"))
+    retina_train(**args)
+    with pytest.raises(Problem, match="found a run"): retina_train(**args)
+    with pytest.raises(Problem, match="another seed"): retina_train(**args, seed=1, resume=True)
+    retina_train(**args, resume=True)  # finished already: nothing changes
+    assert len(load_run(tmp_path/"run").history) == 1
+
+
+def test_recording_changed(recording, tmp_path):
+    copy = tmp_path/"copy.h5"
+    copy.write_bytes(recording.read_bytes())
+    retina_train(data=str(copy), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"))
+    assert load_run(tmp_path/"run").recording.n_cells == 2
+    with open(copy, "ab") as f: f.write(b"x")
+    with pytest.raises(Problem, match="has changed"): load_run(tmp_path/"run").recording
+    copy.unlink()
+    with pytest.raises(Problem, match="not there"): load_run(tmp_path/"run").recording
+
+
+@pytest.mark.parametrize("model", ["stacked", "stackedconv", "cnnbilstm"])
+def test_other_models(recording, tmp_path, model):
+    settings = dict(stacked="chans=[2,3] ksizes=[3,3] head=mlp hidden=4 pool=2", stackedconv="chans=[2,3] ksizes=[5,5]", cnnbilstm="chans=[2,3] ksizes=[3,3] hidden=8")
+    retina_train(data=str(recording), model=model, history=3, set=settings[model], epochs=1, batch_size=128, out=str(tmp_path/"run"), cells="1")
+    run = load_run(tmp_path/"run")
+    rates = predict(run, run.recording.test.stimulus)
+    assert rates.shape == (500, 1) and np.isfinite(rates[2:]).all()
+    if model == "stacked": assert json.loads((tmp_path/"run/bncnn/config.json").read_text())["model"] == "BNCNN"
