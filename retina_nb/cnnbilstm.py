@@ -44,6 +44,12 @@ class CNNBiLSTM(RateModel):
     ): # drive at the newest frame, (batch, n_units)
         return self.batch_norm_out(self.fc(self.bilstm(sequences)[0][:, -1]))
 
+    def drive_frames(self,
+        frames, # the distinct frames of a batch, (n, height, width)
+        where, # the places of each window's frames among them, (batch, history)
+    ): # drive at the newest frame of each window, (batch, n_units)
+        return self.read(self.features(frames.unsqueeze(1))[where])
+
     def drive(self, x):
         frames = self.accept(x).flatten(0, 1).unsqueeze(1)
         return self.read(self.features(frames).unflatten(0, x.shape[:2]))

@@ -500,6 +500,11 @@ class Frames(Dataset):
     def __getitem__(self, i):
         x, y = self.__getitems__([i])
         return x[0], y[0]
+    def distinct(self, items):
+        "The same batch without repetition: (frames (n, height, width) uint8, places of each window's frames among them (batch, history), rates)"
+        t = self._at[torch.as_tensor(items)]
+        frames, where = torch.unique(t[:, None] + self.back, return_inverse=True)
+        return self.stimulus.index_select(0, frames), where, self.rates[t]
 
 # %% ../nbs/00_data.ipynb #3b172266
 archive_url = "https://huggingface.co/datasets/open-retina/open-retina/resolve/main/baccus_lab/maheswaranathan_2023/neural_code_data.zip"
