@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.linalg import solve, toeplitz
 from scipy.ndimage import gaussian_filter
 
-from .data import Problem, Recording, full_history
+from .data import Problem, full_history
 
 # %% ../nbs/01_eda.ipynb #1eff2829
 def sample_frames(
@@ -339,7 +339,7 @@ def receptive_fields(
     smooth = gaussian_filter(sta, (0, 1, *[n/40 for n in sta.shape[2:]]))
     _, row, column = np.array([np.unravel_index(np.abs(s).argmax(), s.shape) for s in smooth]).T
     course = smooth[cells, :, row, column] @ inverse
-    a = np.pad(np.abs(course), ((0, 0), (0, 1)))
+    a = np.pad(np.abs(gaussian_filter(course, (0, 1))), ((0, 0), (0, 1)))
     peak = (a[:, 1:-1] > a[:, :-2]) & (a[:, 1:-1] >= a[:, 2:]) & (a[:, 1:-1] > a.max(1, keepdims=True)/2)
     lag = np.where(peak.any(1), peak.argmax(1) + 1, a.argmax(1))
     sign = np.where(course[cells, lag] < 0, -1, 1)
@@ -486,8 +486,8 @@ def overview(
             {plot_raster: 4, plot_rates: 3, plot_receptive_fields: 3, plot_time_courses: 2},
             {plot_repeats: 4, plot_reliability: 3, plot_luminance: 2.5, plot_contrast: 2.5},
             {plot_psth: 4, plot_signal_correlation: 2.7, plot_noise_correlation: 2.7, plot_nonlinearity: 2.6}]
-    with plt.rc_context({"font.size": 9, "axes.titlesize": 10}):
-        fig = plt.figure(figsize=(17, 10), layout="constrained")
+    with plt.rc_context({"font.size": 8.5, "axes.titlesize": 9.5}):
+        fig = plt.figure(figsize=(14, 8.5), layout="constrained")
         for row, part in zip(rows, fig.subfigures(len(rows), 1, height_ratios=(.9, 1.1, .9, 1.1))):
             for plot, ax in zip(row, part.subplots(1, len(row), width_ratios=list(row.values()))):
                 try: plot(rec, ax, **(dict(cell=cell) if plot in (plot_repeats, plot_psth) else {}))

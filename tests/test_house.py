@@ -151,6 +151,13 @@ def test_links_of_the_readme_lead_somewhere():
     assert links and not [x for x in links if not (root / x).exists()]
 
 
+def test_index_names_every_notebook_and_column():
+    from retina_nb.results import columns
+    index = "".join(source(c) for c in read(root / "nbs" / "index.ipynb")["cells"])
+    assert not [p.name for p in notebooks if p.stem != "index" and f"({p.name})" not in index]
+    assert not [c for c in columns if f"`{c}`" not in index]
+
+
 def test_quarto_project_is_linked():
     link = root / "nbs" / "_quarto.yml"
     assert link.is_symlink() and os.readlink(link) == "../_quarto.yml"

@@ -157,3 +157,10 @@ def test_other_models(recording, tmp_path, model):
     rates = predict(run, run.recording.test.stimulus)
     assert rates.shape == (500, 1) and np.isfinite(rates[2:]).all()
     if model == "stacked": assert json.loads((tmp_path/"run/bncnn/config.json").read_text())["model"] == "BNCNN"
+
+
+def test_seeds(recording, tmp_path):
+    retina_train(data=str(recording), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"), seeds="0,1")
+    a, b = (load_run(tmp_path/"run"/f"seed{s}") for s in (0, 1))
+    assert a.config["seed"] == 0 and b.config["seed"] == 1 and not np.array_equal(a.split[1], b.split[1])
+    with pytest.raises(Problem, match="whole numbers"): retina_train(data=str(recording), out=str(tmp_path/"x"), seeds="0,a")
