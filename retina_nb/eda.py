@@ -355,7 +355,7 @@ def plot_receptive_fields(
     images, ax = receptive_fields(rec)["image"], _axes(ax)
     images = images/np.maximum(np.abs(images).max((1, 2), keepdims=True), 1e-9)
     _mosaic(ax, images, rec.cell_names, max(1, round(np.sqrt(rec.n_cells*1.7))), cmap="vlag", vmin=-1, vmax=1)
-    ax.set(title="Receptive fields")
+    ax.set_title("Receptive fields", pad=12)
     return ax
 
 # %% ../nbs/01_eda.ipynb #eefac446

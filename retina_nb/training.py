@@ -156,12 +156,12 @@ def on_load_checkpoint(self:FiringRates, checkpoint): self.rows = list(checkpoin
 
 # %% ../nbs/05_training.ipynb #a04149ed
 class Shuffled(Sampler):
-    "All samples in an order that depends on seed and epoch only; clips of neighbours stay together"
-    def __init__(self, n, seed, clip=1): self.n, self.seed, self.clip, self.epoch = n, seed, clip, 0
+    "All samples in an order that depends on seed and epoch only; clips of samples `step` apart stay together"
+    def __init__(self, n, seed, clip=1): self.n, self.seed, self.clip, self.step, self.epoch = n, seed, clip, 5 if clip > 1 else 1, 0
     def set_epoch(self, epoch): self.epoch = epoch
     def __len__(self): return self.n
     def __iter__(self):
-        clips = torch.arange(self.n).split(self.clip)
+        clips = [stretch[i::self.step] for stretch in torch.arange(self.n).split(self.clip*self.step) for i in range(self.step)]
         order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(self.seed*100_003 + self.epoch))
         return iter(torch.cat([clips[i] for i in order]).tolist())
 

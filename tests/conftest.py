@@ -2,6 +2,7 @@
 import h5py
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 
 from retina_nb.data import write_recording
 from retina_nb.simulation import simulate_recording
@@ -37,9 +38,10 @@ def one_sample_more(f):
 
 def as_21a(f):
     "Repeats by response type, spikes and spike-triggered averages under train"
-    repeats = np.stack([x[:] for x in f["test/repeats"].values()], 1)
+    n, shown = [len(f[f"{part}/stimulus"])/100 for part in ("train", "test")], len(f["test/repeats/cell01"])
+    counts = np.array([[np.histogram(s[:] - n[0] - r*n[1], np.arange(round(n[1]*100) + 1)/100)[0] for s in f["spikes"].values()] for r in range(shown)])
     del f["test/repeats"]
-    f["test/repeats/firing_rate_10ms"] = repeats
+    for width in (.5, 1, 2): f[f"test/repeats/firing_rate_{width*10:.0f}ms"] = gaussian_filter1d(counts*100., width, mode="constant")
     f.move("spikes", "train/spikes")
     for name in f["train/spikes"]: f[f"train/stas/{name}"] = np.zeros((40, 50, 50))
 

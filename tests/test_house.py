@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -127,9 +128,9 @@ def test_command_resolves(script):
 
 
 def test_command_shows_its_options():
-    module, _, func = scripts["retina_results"].partition(":")
-    code = f"import sys; sys.argv = ['retina_results', '--help']; from {module} import {func}; {func}()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    command = Path(sysconfig.get_path("scripts")) / "retina_results"
+    if not command.exists(): pytest.skip("retina_nb is not installed here: make test installs it")
+    done = subprocess.run([command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--out" in done.stdout, done.stderr
 
 

@@ -1,5 +1,4 @@
 "Metrics: properties that must hold for any input."
-import warnings
 
 import numpy as np
 import pytest
