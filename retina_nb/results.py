@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['FLOOR', 'columns', 'palette', 'published', 'published_note', 'protocols', 'laptop', 'pearson', 'batch_correlation',
            'signal_power', 'cc_max', 'cc_norm', 'feve', 'oracle', 'deviance_explained', 'bits_per_spike', 'bootstrap',
-           'interval', 'paired', 'evaluate', 'cells_table', 'results_table', 'differences', 'learning_curves',
-           'rates_figure', 'cells_figure', 'ceilings_figure', 'beside_published', 'readable', 'headline',
-           'report_sections', 'write_results', 'retina_results', 'retina_demo']
+           'interval', 'paired', 'evaluate', 'cells_table', 'results_table', 'differences', 'seeds_table',
+           'learning_curves', 'rates_figure', 'cells_figure', 'ceilings_figure', 'beside_published', 'readable',
+           'headline', 'report_sections', 'write_results', 'leak_table', 'leak_figure', 'retina_results', 'retina_demo',
+           'retina_leak']
 
 # %% ../nbs/06_results.ipynb #e7dfd701
 import base64, html, io, re, tempfile
@@ -22,9 +23,9 @@ from fastcore.script import call_parse
 from matplotlib.ticker import MaxNLocator
 from scipy.special import xlogy
 
-from .data import Problem, Recording, command
+from .data import Problem, Recording, command, whole
 from .simulation import simulate_recording
-from .training import load_run, predict, train
+from .training import load_run, parse_settings, predict, train
 
 # %% ../nbs/06_results.ipynb #84e2db3e
 def _numbers(
@@ -464,6 +465,22 @@ def differences(
             rows.append((label, first, d.value, d.lo, d.hi))
     return pd.DataFrame(rows, columns=["model", "against", "difference", "lo", "hi"])
 
+# %% ../nbs/06_results.ipynb #802767da
+def seeds_table(
+    runs, # Runs
+) -> pd.DataFrame: # a row for each model that was trained with several seeds: seeds, and mean and sd of each score
+    "Mean and standard deviation over runs that differ only in their seed"
+    table, groups = results_table(runs), {}
+    for i, (_, run, *_) in enumerate(_scored(runs)):
+        same = {k: v for k, v in run.config.items() if k not in ("seed", "scaling", "versions", "blocks")}
+        groups.setdefault(repr(sorted(same.items())), []).append((i, run))
+    rows = []
+    for members in groups.values():
+        if len(members) < 2: continue
+        scores = table.iloc[[i for i, _ in members]][["train_corr", "val_corr", "test_corr", "cc_norm", "feve", "bits_per_spike"]]
+        rows.append({"model": members[0][1].config["model"], "seeds": len(members), **{c: f"{scores[c].mean():.3f} ± {scores[c].std():.3f}" for c in scores}})
+    return pd.DataFrame(rows)
+
 # %% ../nbs/06_results.ipynb #3c2517ba
 palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F"]    # colour-blind safe (Okabe & Ito)
 
@@ -648,6 +665,7 @@ def report_sections(
     sections = [("Results", headline(runs), readable(results_table(runs)), None)]
     if silent: sections.append(("Only cells with a signal", silent, readable(results_table(runs, signal_only=True)), None))
     if len(behind := differences(runs)): sections.append(("Differences", "Difference in test correlation from the best model on the same cells, with 95 % intervals from paired resamples; an interval that stays clear of 0 is a real difference.", readable(behind), None))
+    if len(seeds := seeds_table(runs)): sections.append(("Over seeds", "Mean ± standard deviation over runs that differ only in their seed.", seeds, None))
     return sections + [
         ("Cell by cell", "Test correlation with its 95 % interval. Black: the ceiling, with its interval in grey. All numbers are in cells.csv.", None, "cells"),
         ("How far from the best possible", "Each cell's test correlation against its ceiling: a perfect model would lie on the line. Cells whose ceiling is undefined are not drawn here.", None, "ceilings"),
@@ -739,6 +757,37 @@ def write_results(
     except OSError as e: raise Problem(f"{out}: expected a folder that can be written to: {e.strerror}; give another --out") from None
     return out
 
+# %% ../nbs/06_results.ipynb #61da2859
+def leak_table(
+    runs, # Runs of one model on one recording that differ in their split
+) -> pd.DataFrame: # a row a run: split, val_corr, test_corr, both with 95 % intervals, and gap
+    "What the validation number of each split claims, beside what the repeated test movie says"
+    rows = []
+    for run in runs:
+        parts = evaluate(run)
+        order = np.argsort(parts["val"][0])
+        in_second = np.bincount((parts["val"][0]/run.recording.hz).astype(int))  # validation frames: a block is as many as a second holds
+        val = interval(pearson, *(x[order] for x in parts["val"][1:]), block=int(np.ceil(np.median(in_second[in_second > 0])))).loc["mean"]
+        known = np.isfinite(parts["test"][2]).all(1)
+        test = interval(pearson, *(x[known] for x in parts["test"][1:]), block=int(np.ceil(run.recording.hz))).loc["mean"]
+        rows.append(dict(split=run.config["split"], val_corr=val.value, val_corr_lo=val.lo, val_corr_hi=val.hi,
+                         test_corr=test.value, test_corr_lo=test.lo, test_corr_hi=test.hi, gap=val.value - test.value))
+    return pd.DataFrame(rows)
+
+# %% ../nbs/06_results.ipynb #5e090467
+def leak_figure(
+    table, # of leak_table
+    ax=None, # Axes to draw on
+): # Axes
+    "Validation and test correlation under each split, with intervals"
+    ax = ax or plt.subplots(figsize=(7, 2.6))[1]
+    for part, name, marker, shift in (("val", "its own validation frames", "o", -.08), ("test", "repeated test movie", "s", .08)):
+        value, lo, hi = (table[f"{part}_corr{end}"].to_numpy() for end in ("", "_lo", "_hi"))
+        ax.errorbar(value, np.arange(len(table)) + shift, xerr=_errors(value, lo, hi), fmt=marker, capsize=3, label=name)
+    ax.set(yticks=range(len(table)), yticklabels=table.split, ylim=(len(table) - .5, -.5), xlabel="correlation (mean over cells, 95 % interval)")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return ax
+
 # %% ../nbs/06_results.ipynb #66164f6e
 try:
     from fastcore.script import Param                         # fastcore 1
@@ -794,3 +843,25 @@ def retina_demo(
         runs.append(train(rec, name, out/name, settings=settings, lr=fast, **options))
         evaluate(runs[-1], train_frames=4000)
     _say(runs, write_results(runs, out))
+
+# %% ../nbs/06_results.ipynb #3e206697
+@call_parse
+@command
+def retina_leak(
+    data:str=None, # recording, .h5
+    model:str="bncnn", # bncnn, cnnbilstm, stacked or stackedconv
+    history:int=1, # frames of stimulus in a window
+    epochs:int=4, # for each split
+    seed:int=0, # of weights, split and order
+    out:str="runs/leak", # folder to write to: a run for each split, leak.csv and leak.png
+    set:str="", # hyperparameters, as for retina_train
+):
+    "Train one model under random, stratified and blocked splits: what is its validation number worth?"
+    if data is None: raise Problem("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
+    rec, out = Recording(data), _folder(out)
+    table = leak_table([train(rec, model, out/split, history, parse_settings(set), seed, split=split, epochs=epochs, patience=0, resume=True) for split in ("random", "stratified", "blocked")])
+    with whole(out/"leak.csv") as f: table.to_csv(f, index=False)
+    with plt.rc_context(_style), whole(out/"leak.png") as f:
+        leak_figure(table).figure.savefig(f, bbox_inches="tight")
+        plt.close("all")
+    print(f"\n{readable(table).to_string(index=False)}\n\n{out/'leak.csv'}\n{out/'leak.png'}")

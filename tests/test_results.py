@@ -195,3 +195,14 @@ def test_names_are_escaped(runs):
 def test_no_runs(tmp_path):
     with pytest.raises(Problem, match="at least one"): write_results([], tmp_path/"out")
     assert not (tmp_path/"out").exists()
+
+
+def test_leak(tmp_path):
+    p = shell(tmp_path, "retina_leak", "--data", record(tmp_path/"noise.h5"), "--epochs", 1, "--set", "chans=[2,2] ksizes=[3,3]", "--out", "leak")
+    assert p.returncode == 0, p.stderr
+    table = pd.read_csv(tmp_path/"leak/leak.csv")
+    assert table.split.tolist() == ["random", "stratified", "blocked"] and (table.val_corr_lo <= table.val_corr_hi).all()
+    np.testing.assert_allclose(table.gap, table.val_corr - table.test_corr)
+    assert (tmp_path/"leak/leak.png").stat().st_size > 1000 and "leak.csv" in p.stdout
+    p = shell(tmp_path, "retina_leak", "--data", "nowhere.h5")
+    assert p.returncode == 2 and p.stderr.startswith("retina_leak: nowhere.h5")
