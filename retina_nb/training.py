@@ -27,6 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import MeanMetric, PearsonCorrCoef
 
+from .baselines import GLM, LN
 from .bncnn import BNCNN, Exponential, hyperparams
 from .cnnbilstm import CNNBiLSTM
 from .data import Frames, Part, Problem, Recording, Scaling, command, full_history, split_frames, whole
@@ -193,8 +194,8 @@ def frozen_features(
     batches = DataLoader(frames, batch_size, collate_fn=ready)
     return Features(*map(torch.cat, zip(*[(model.features(frames.scale(x)), y) for x, y in batches])))
 
-# %% ../nbs/05_training.ipynb #e0a74421
-models = {"bncnn": BNCNN, "cnnbilstm": CNNBiLSTM, "stacked": LinearStackedBNCNN, "stackedconv": StackedConvBNCNN}
+# %% ../nbs/05_training.ipynb #fe776f6e
+models = {"bncnn": BNCNN, "cnnbilstm": CNNBiLSTM, "stacked": LinearStackedBNCNN, "stackedconv": StackedConvBNCNN, "ln": LN, "glm": GLM}
 
 def write_json(path, value):
     with whole(path) as f: f.write_text(json.dumps(value, indent=2) + "\n")
@@ -244,7 +245,7 @@ class Run:
 
 # %% ../nbs/05_training.ipynb #8693ed18
 def build_model(
-    name, # bncnn, cnnbilstm, stacked or stackedconv, or a class name
+    name, # one of models, or a class name
     hyperparams, # constructor arguments
 ) -> nn.Module:
     "A model from its name and hyperparameters"
@@ -447,16 +448,17 @@ def parse_settings(
 # %% ../nbs/05_training.ipynb #1392edb5
 def model_for(
     rec, # Recording
-    name="bncnn", # bncnn, cnnbilstm or stackedconv
+    name="bncnn", # one of models, but for stacked
     history=1, # frames in a window
     **settings, # hyperparameters that differ from the reference project's
 ) -> nn.Module:
-    "A new model with the reference project's hyperparameters, shaped for a recording"
-    return build_model(name, {**hyperparams, "img_shape": [history, *rec.train.stimulus.shape[1:]], "n_units": rec.n_cells, **settings})
+    "A new model with the reference project's hyperparameters, or a baseline, shaped for a recording"
+    published = {} if name in ("ln", "glm") else hyperparams
+    return build_model(name, {**published, "img_shape": [history, *rec.train.stimulus.shape[1:]], "n_units": rec.n_cells, **settings})
 
 def train(
     rec, # Recording
-    name, # bncnn, cnnbilstm, stacked, stackedconv, …
+    name, # one of models
     out, # run folder
     history=1, # frames in a window
     settings=None, # hyperparameters; for stacked also base, the run folder of a BNCNN, which is trained in OUT/bncnn where it is not given
@@ -479,7 +481,7 @@ def train(
 @command
 def retina_train(
     data:str=None, # recording, .h5
-    model:str="bncnn", # bncnn, cnnbilstm, stacked or stackedconv
+    model:str="bncnn", # bncnn, cnnbilstm, stacked, stackedconv, ln or glm
     history:int=1, # frames of stimulus in a window
     split:str="blocked", # blocked, stratified or random
     epochs:int=100, # at most

@@ -79,6 +79,16 @@ def test_is_clean(path):
 
 
 @each_notebook
+def test_imports_stand_alone(path):
+    "Building the site executes every cell that holds an import"
+    for cell in code_cells(read(path)):
+        if re.search(r"^#\|\s*(export|eval:\s*false)", source(cell), re.M): continue
+        body, imports = ast.parse(source(cell)).body, (ast.Import, ast.ImportFrom)
+        if any(isinstance(n, imports) for top in body for n in ast.walk(top)):
+            assert all(isinstance(top, imports) for top in body), f"{path.name}, cell {cell['id']}: imports must stand in a cell of their own"
+
+
+@each_notebook
 def test_has_its_module(path):
     module = module_of(path)
     if path.stem == "index": assert module is None

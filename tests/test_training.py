@@ -164,3 +164,17 @@ def test_seeds(recording, tmp_path):
     a, b = (load_run(tmp_path/"run"/f"seed{s}") for s in (0, 1))
     assert a.config["seed"] == 0 and b.config["seed"] == 1 and not np.array_equal(a.split[1], b.split[1])
     with pytest.raises(Problem, match="whole numbers"): retina_train(data=str(recording), out=str(tmp_path/"x"), seeds="0,a")
+
+
+@pytest.mark.parametrize("model", ["ln", "glm"])
+def test_baselines(recording, tmp_path, model):
+    "Baselines are solved by the same command and leave a run folder that everything else reads"
+    args = dict(data=str(recording), model=model, history=5, out=str(tmp_path/"run"))
+    retina_train(**args)
+    run = load_run(tmp_path/"run")
+    rates = predict(run, run.recording.test.stimulus)
+    assert np.isfinite(rates[4:]).all() and (rates[4:] >= 0).all()
+    corr = [np.corrcoef(rates[4:, i], run.recording.test.rates[4:, i])[0, 1] for i in range(2)]
+    assert min(corr) > .3 and len(run.history) == 1 and run.results["params"] == run.config["params"]
+    with pytest.raises(Problem, match="found a run"): retina_train(**args)
+    retina_train(**args, resume=True)
