@@ -53,7 +53,9 @@ readme: .venv/.dev  ## write README.md from nbs/index.ipynb
 docs:  ## build the site into _docs (needs Quarto)
 	@command -v quarto > /dev/null || { echo "Quarto is not installed: get version 1.7 from https://quarto.org/docs/download, then type make docs again."; exit 1; }
 	@$(MAKE) --no-print-directory readme
+	@echo "== site =="
 	@$(bin)/nbdev_export && $(bin)/nbdev_docs
+	@echo "The site is in _docs: open _docs/index.html"
 
 clean:  ## delete .venv, caches and built files; recordings and runs stay
 	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .ruff_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['localities', 'strengths', 'cosine_basis', 'pool', 'features', 'Pooled', 'covariances', 'ridge', 'smooth_and_local',
            'find_centers', 'Filters', 'Ramps', 'ramps', 'fit_heights', 'LN', 'correlation', 'ridge_path', 'choose',
-           'check_frames', 'GainSoftplus', 'log_softplus', 'poisson_fit', 'recent_spikes', 'GLM']
+           'check_frames', 'GainSoftplus', 'log_softplus', 'poisson_fit', 'recent_spikes', 'GLM', 'poisson_path']
 
 # %% ../nbs/08_baselines.ipynb #7319e2bc
 import copy, math, time
@@ -65,7 +65,7 @@ class Pooled:
         size, # pixels along the side of a pooled pixel
         like=None, # a Pooled whose centring is taken, and whose movie where it is the same
     ):
-        self.source, self.index = frames.stimulus, torch.from_numpy(np.sort(frames.index))
+        self.source, self.index, self.order = frames.stimulus, *torch.from_numpy(frames.index).sort()
         self.rates = frames.rates[self.index]
         if like and like.source.data_ptr() == self.source.data_ptr(): self.movie, self.shift = like.movie, like.shift
         else:
@@ -162,6 +162,12 @@ class Filters(nn.Module):
         for whole, part, (y, x) in zip(out, w, self.corner.tolist()): whole[:, y:y + self.window[0], x:x + self.window[1]] = part
         return out
     def forward(self, x): return pool(x, self.size).flatten(1) @ self.pooled().flatten(1).T + self.bias
+    def stream(self, shown):
+        "The drives at all frames of a Pooled, in the order of its Frames, (frames, n_units)"
+        w = torch.einsum("nrk,nryx->nkyx", self.time, self.space).flatten(1)
+        bias = self.bias + shown.shift*torch.einsum("k,nkp->n", self.basis.sum(1), w.unflatten(1, (len(self.basis), -1)))
+        u = torch.stack([shown.window(self.basis, c, self.window) @ v for c, v in zip(self.corner.tolist(), w)], 1) + bias
+        return u[shown.order.argsort()]
     def put(self, cell, w, bias, corner, shift):
         "Set a cell's filter, w (n_basis, pixels) for a movie less shift"
         u, s, v = torch.linalg.svd(w.double(), full_matrices=False)
@@ -200,12 +206,10 @@ def fit_heights(
     H = ramps(drive[:, None], knots[None])[:, 0].double()
     groups = drive.argsort().tensor_split(min(1000, len(drive)))
     H, y, n = torch.stack([H[g].mean(0) for g in groups]).numpy(), np.array([rates[g].double().mean() for g in groups]), np.array([len(g) for g in groups])
-    floor, n = 1e-3*max(y.mean(), 1e-3), n/n.sum()
-    def loss(a):
-        rate = H @ a
-        return n @ (rate - y*np.log(rate)), H.T @ (n*(1 - y/rate))
-    start = np.full(H.shape[1], max(y.mean(), floor)/H.shape[1])
-    return torch.from_numpy(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(floor, None)] + [(0, None)]*(H.shape[1] - 1), options=dict(ftol=1e-7)).x).float()
+    n, floor = n/n.sum(), 1e-3*max(y.mean(), 1e-3)
+    weight, a = n @ H + 1e-12, np.full(H.shape[1], max(y.mean(), floor)/H.shape[1])
+    for _ in range(1000): a = a*((n*y/(H @ a)) @ H)/weight + [floor, *[1e-12]*(len(a) - 1)]
+    return torch.from_numpy(a).float()
 
 # %% ../nbs/08_baselines.ipynb #b1020fc1
 class LN(nn.Module):
@@ -233,6 +237,12 @@ class LN(nn.Module):
         self.register_buffer("locality", torch.full((n_units,), math.nan))
     def drive(self, x): return self.linear(x)
     def forward(self, x): return self.output(self.drive(x))
+    @torch.no_grad()
+    def predict(self,
+        frames, # Frames
+    ): # rates, (frames, n_units) Hz
+        "What `forward` says at all frames, much faster, as windows share their work"
+        return self.output(self.linear.stream(Pooled(frames, self.linear.size)))
 
 # %% ../nbs/08_baselines.ipynb #eb902697
 def correlation(
@@ -343,7 +353,7 @@ def solve(self:LN,
         for cell, l, s in zip(each(), *map(torch.Tensor.tolist, choose(scores))):
             self.locality[cell], self.strength[cell] = localities[l], strengths[s]
             X, y, Xv, yv = data(cell)
-            w, bias = self.finish(cell, paths[cell][0][:, l, s], spatial[cell][l], X=X, y=y, Xv=Xv, yv=yv, shown=parts[0], part=part, corner=corner[cell])
+            w, bias = self.finish(cell, paths[cell][0][:, l, s], spatial[cell][l], X=X, y=y, Xv=Xv, yv=yv, shown=parts[0], judged=parts[1], part=part, corner=corner[cell])
             f.put(cell, w.view(len(f.basis), -1), bias, corner[cell], parts[0].shift)
             for drive, x in zip(drives, (X, Xv)): drive[:, cell] = x @ w + bias
     corrs = [correlation(p.rates, torch.cat([self.output(u) for u in drive.split(8192)])) for p, drive in zip(parts, drives)]
@@ -425,9 +435,31 @@ class GLM(LN):
         spikes, # recorded counts of the frames before the newest, (batch, spike_history, n_units)
     ): # rates (batch, n_units) Hz
         "Predict the rates of the newest frames, knowing the spikes before them"
-        if self.spike_weights.isnan().any(): raise Problem("with_history: expected a GLM that was solved with spike counts, found none; give solve the part of the recording")
-        past = torch.einsum("btj,njt->bn" if self.coupling else "btn,njt->bn", spikes, self.spike_filters())
-        return self.output(self.joint(x) + past)
+        return self.output(self.joint(x) + self.past(spikes))
+    def past(self, spikes):
+        "What recorded spikes add to the drive, (batch, n_units)"
+        if self.spike_weights.isnan().any(): raise Problem("spike history: expected a GLM that was solved with spike counts, found one without; give solve the part of the recording")
+        return torch.einsum("btj,njt->bn" if self.coupling else "btn,njt->bn", spikes, self.spike_filters())
+
+# %% ../nbs/08_baselines.ipynb #5d37f7ee
+def poisson_path(
+    X, # features of the training frames, (frames, n)
+    y, # their rates in units of the gain, (frames,)
+    Xv, # features of the validation frames
+    yv, # their rates
+    penalties, # from strong to weak, (n, n) each
+    w, # weights to start from, (n,)
+    b, # bias to start from
+) -> tuple: # weights (n,) float64, bias, number of the penalty
+    "The Poisson fit that is most likely on the validation frames"
+    second, best = (X.T @ X).double()/len(X), (math.inf,)
+    for i, P in enumerate(penalties):
+        w, b = poisson_fit(X, y, P, second, w, b)
+        u = Xv @ w.float() + b
+        loss = (F.softplus(u) - yv*log_softplus(u)).mean().item()
+        if loss >= best[0]: break
+        best = loss, w, b, i
+    return best[1:]
 
 # %% ../nbs/08_baselines.ipynb #92e678a7
 @patch
@@ -438,33 +470,25 @@ def finish(self:GLM, cell, start, penalty, X, y, Xv, yv, **more):
     fewer = fewer[:, near.repeat(fewer.shape[1]//len(near))]
     P = torch.kron(torch.eye(fewer.shape[1]//int(near.sum())), penalty[near][:, near])
     X, Xv, gain = X @ fewer, Xv @ fewer, 1.5*y.mean().clamp_min(1e-4)
-    second = (X.T @ X).double()/len(X)
-    P, y, yv = P*second.diagonal().mean().clamp_min(1e-12), y/gain, yv/gain
-    w, b, best = torch.zeros(len(P)), math.log(math.expm1(1/1.5)), (math.inf,)
-    for strength in strengths[3:]:
-        w, b = poisson_fit(X, y, strength*P, second, w, b)
-        u = Xv @ w.float() + b
-        loss = (F.softplus(u) - yv*log_softplus(u)).mean().item()
-        if loss >= best[0]: break
-        best = loss, w, b, strength
-    _, w, b, self.strength[cell] = best
-    self.output.gain[cell] = gain
-    self.finish_history(cell, X, best[3]*P, w, b, fewer, **more)
+    P = P*X.square().mean(0).mean(dtype=torch.float64).clamp_min(1e-12)
+    w, b, best = poisson_path(X, y/gain, Xv, yv/gain, [s*P for s in strengths[3:]], torch.zeros(len(P)), math.log(math.expm1(1/1.5)))
+    self.strength[cell], self.output.gain[cell] = strengths[3 + best], gain
+    self.finish_history(cell, X, Xv, self.strength[cell]*P, w, b, fewer, **more)
     return fewer @ w.float(), b
 
 # %% ../nbs/08_baselines.ipynb #dfb2d793
 @patch
-def finish_history(self:GLM, cell, X, P, w, b, fewer, shown, part, corner):
+def finish_history(self:GLM, cell, X, Xv, P, w, b, fewer, shown, judged, part, corner):
     "Stimulus and spike history of one cell together, from the spike counts"
     if part is None or part.counts is None: return
     counts, length = torch.from_numpy(part.counts), self.spike_basis.shape[1]
     sources = counts if self.coupling else counts[:, cell:cell + 1]
-    H = [torch.einsum("btj,kt->bjk", recent_spikes(sources, i, length, part.blocks), self.spike_basis).flatten(1) for i in shown.index.split(4096)]
-    X = torch.cat([X, torch.cat(H)], 1)
-    n, m, second = len(P), X.shape[1] - len(P), (X.T @ X).double()/len(X)
-    small = 1e-3*second.diagonal()[n:].mean().clamp_min(1e-12)*torch.eye(m, dtype=torch.float64)
-    y = counts[shown.index, cell]*(1 if part.response == "binned" else part.hz)/self.output.gain[cell]
-    w, b = poisson_fit(X, y, torch.block_diag(P, small), second, torch.cat([w, torch.zeros(m)]), b)
+    def history(i): return torch.einsum("btj,kt->bjk", recent_spikes(sources, i, length, part.blocks), self.spike_basis).flatten(1)
+    X, Xv = (torch.cat([x, torch.cat([history(i) for i in p.index.split(4096)])], 1) for x, p in ((X, shown), (Xv, judged)))
+    n, m = len(P), X.shape[1] - len(P)
+    small = X[:, n:].square().mean().double().clamp_min(1e-12)*torch.eye(m, dtype=torch.float64)
+    y, yv = (counts[p.index, cell]*(1 if part.response == "binned" else part.hz)/self.output.gain[cell] for p in (shown, judged))
+    w, b, _ = poisson_path(X, y, Xv, yv, [torch.block_diag(P, s*small) for s in (1, .1, .01)], torch.cat([w, torch.zeros(m)]), b)
     self.joint.put(cell, (fewer @ w[:n].float()).view(len(self.joint.basis), -1), b, corner, shown.shift)
     self.spike_weights[cell] = w[n:].float().view(-1, len(self.spike_basis))
 
@@ -475,14 +499,9 @@ def predict_with_history(self:GLM,
     frames, # Frames: where to predict
     counts, # recorded spikes in each frame of their movie, (time, n_units)
     blocks=(0,), # start frame of each block
-    batch_size=128, # frames at a time
-) -> np.ndarray: # (frames, n_units) float32 Hz, in the order of frames.index
-    "Predict the rates of frames, knowing the recorded spikes before each of them"
-    counts, device = torch.as_tensor(counts, dtype=torch.float32), self.linear.bias.device
+) -> torch.Tensor: # (frames, n_units) Hz
+    "What `with_history` says at all frames, knowing the recorded spikes before each of them"
+    counts = torch.as_tensor(counts, dtype=torch.float32)
     if counts.shape != (len(frames.stimulus), self.n_units): raise Problem(f"counts: expected {(len(frames.stimulus), self.n_units)} for {len(frames.stimulus)} frames and {self.n_units} cells, found {tuple(counts.shape)}")
-    rates = []
-    for i in range(0, len(frames), batch_size):
-        at = range(i, min(i + batch_size, len(frames)))
-        spikes = recent_spikes(counts, frames.index[at], self.spike_basis.shape[1], blocks)
-        rates.append(self.with_history(frames.scale(frames.__getitems__(at)[0].to(device)), spikes.to(device)).cpu())
-    return torch.cat(rates).numpy()
+    spikes = torch.cat([self.past(recent_spikes(counts, i, self.spike_basis.shape[1], blocks)) for i in torch.from_numpy(frames.index).split(4096)])
+    return self.output(self.joint.stream(Pooled(frames, self.linear.size)) + spikes)

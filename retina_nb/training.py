@@ -148,6 +148,7 @@ def on_train_epoch_end(self:FiringRates):
         if k != "epoch": self.log(k, v, prog_bar=k in ("train_corr", "valid_corr"))
     if self.trainer.is_global_zero:  # over several processes, one writes
         with whole(self.out/"history.csv") as f: pd.DataFrame(self.rows).to_csv(f, index=False)
+        if self.trainer.progress_bar_callback: self.trainer.progress_bar_callback.say(self.rows[-1])
 
 @patch
 def on_save_checkpoint(self:FiringRates, checkpoint): checkpoint["rows"] = self.rows
@@ -306,11 +307,8 @@ class Progress(TQDMProgressBar):
         self.lines = not (sys.stdout.isatty() or "ipykernel" in sys.modules)
         super().__init__(refresh_rate=0 if self.lines else 5)
     def get_metrics(self, *args): return {k: v for k, v in super().get_metrics(*args).items() if k != "v_num"}
-    def on_train_epoch_end(self, trainer, module):
-        if not self.lines: return super().on_train_epoch_end(trainer, module)
-        if trainer.is_global_zero and module.rows:
-            r = module.rows[-1]
-            print(f"epoch {r['epoch']}: loss {r['train_loss']:.3f}, correlation {r['train_corr']:.3f}, validation {r['valid_corr']:.3f}, {r['seconds']:.0f} s", flush=True)
+    def say(self, r):
+        if self.lines: print(f"epoch {r['epoch']}: loss {r['train_loss']:.3f}, correlation {r['train_corr']:.3f}, validation {r['valid_corr']:.3f}, {r['seconds']:.0f} s", flush=True)
 
 def _trainer(out, epochs, patience, progress, **more):
     "Lightning's Trainer with our checkpoints, early stopping and logs"
@@ -398,7 +396,7 @@ def _best(out):
 def _solve(model, train, valid, part, out, progress):
     "Solve a baseline, score it, and write what a training writes"
     started = time.perf_counter()
-    write_json(out/"solution.json", model.solve(train, valid, part, progress=progress))
+    write_json(out/"solution.json", model.solve(train, valid, part, progress=progress and not Progress().lines))
     seconds, scores = time.perf_counter() - started, [Scores(model.n_units), Scores(model.n_units)]
     for frames, s in zip((train, valid), scores):
         for x, y in DataLoader(frames, 256, sampler=Shuffled(len(frames), 0), collate_fn=ready):
