@@ -840,7 +840,7 @@ def retina_demo(
         if name == "ln" and protocol == "reference": continue  # one frame is no filter
         print(f"\n{name}", flush=True)
         settings = dict(settings if protocol == "honest" else {}, **({"base": str(out/"bncnn")} if name == "stacked" else {}))
-        short = dict(lr=3e-3, limit_train_batches=240) if name == "cnnbilstm" and protocol == "honest" else {}  # the slowest by far: a taste of it
+        short = dict(lr=3e-3, limit_train_batches=120) if name == "cnnbilstm" and protocol == "honest" else {}  # the slowest by far: a taste of it
         runs.append(train(rec, name, out/name, settings=settings, **options, **short))
         evaluate(runs[-1], train_frames=4000)
     _say(runs, write_results(runs, out))

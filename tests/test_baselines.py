@@ -1,0 +1,89 @@
+"What the baselines notebook can't show in a cell: unusual shapes, silent cells, coupling, other responses"
+import json
+import numpy as np
+import pytest
+import torch
+from retina_nb.baselines import GLM, LN
+from retina_nb.data import Frames, Part, Problem
+
+def part(n_cells=2, size=(14, 11), frames=1500, response="firing_rate_10ms", seed=0):
+    "Cells that each follow one pixel, three frames late; the last one also fires after the first"
+    rng = np.random.default_rng(seed)
+    movie = rng.integers(0, 256, (frames, *size), dtype=np.uint8)
+    light = movie[:, np.linspace(2, size[0] - 3, n_cells).astype(int), size[1]//2].astype(float)/255
+    rate = np.roll(np.maximum(light - .5, 0)*2, 3, axis=0)
+    counts = rng.poisson(rate).astype(np.float32)
+    counts[1:, -1] += rng.binomial(1, .8, frames - 1)*(counts[:-1, 0] > 0)
+    return Part(movie, counts if response == "binned" else 100*counts, response=response, counts=counts, blocks=[0, frames//2])
+
+def solved(model, p, scale="zscore", **more):
+    n, history = len(p), model.img_shape[0]
+    train = Frames(p, np.arange(0, int(.8*n)), history, scale)
+    valid = Frames(p, np.random.default_rng(0).permutation(np.arange(int(.8*n) + history, n)), history, train.scale)
+    return model, model.solve(train, valid, part=p, progress=False, **more), valid
+
+@pytest.mark.parametrize("cls", [LN, GLM])
+@pytest.mark.parametrize("shape, n_cells, options", [
+    ((8, 14, 11), 2, {}), ((1, 14, 11), 1, {}), ((12, 14, 11), 3, dict(rank=1, n_basis=4)), ((5, 3, 2), 2, dict(window=9)), ((6, 60, 33), 2, dict(window=5)), ((4, 1, 40), 1, dict(pool=1))])
+def test_shapes(cls, shape, n_cells, options):
+    model, summary, valid = solved(cls(shape, n_cells, **options), part(n_cells, shape[1:], 600))
+    x, _ = valid.__getitems__(range(20))
+    rates = model(valid.scale(x))
+    assert rates.shape == (20, n_cells) and rates.isfinite().all() and (rates >= 0).all()
+    torch.testing.assert_close(model.predict(valid)[:20], rates, atol=.05, rtol=1e-3)
+    assert len(json.loads(json.dumps(summary, allow_nan=False))["strength"]) == n_cells
+    again = cls(**json.loads(json.dumps(model.hyperparams)))
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(valid.scale(x)), rates)
+
+@pytest.mark.parametrize("cls", [LN, GLM])
+def test_finds_the_pixel(cls):
+    model, summary, _ = solved(cls((8, 14, 11), 2, pool=1), part(2, frames=3000))
+    assert min(summary["valid_corr"]) > .4
+    peak = model.linear.pooled()[0].abs().flatten().argmax().item()
+    assert np.unravel_index(peak, (8, 14, 11)) == (4, 2, 5)  # three frames before the newest
+
+@pytest.mark.parametrize("cls", [LN, GLM])
+def test_silent_cell_and_still_movie(cls):
+    p = part(2, frames=800)
+    p.rates[:, 1] = p.counts[:, 1] = 0
+    model, summary, valid = solved(cls((4, 14, 11), 2), p)
+    assert summary["valid_corr"][1] is None and model.predict(valid).isfinite().all() and model.predict(valid)[:, 1].max() < .1
+    p = part(2, frames=400)
+    still = Part(np.full_like(p.stimulus, 90), p.rates, counts=p.counts)
+    model, summary, valid = solved(cls((4, 14, 11), 2), still)
+    torch.testing.assert_close(model.predict(valid).mean(0), torch.from_numpy(still.rates[:320].mean(0)), rtol=.1, atol=1)
+
+def test_coupling_sees_the_other_cell():
+    p = part(2, frames=3000)
+    found = {}
+    for coupling in (False, True):
+        model, _, valid = solved(GLM((6, 14, 11), 2, spike_history=5, coupling=coupling), p)
+        counts = torch.from_numpy(p.counts)[valid.index]
+        rates = model.predict_with_history(valid, p.counts, p.blocks)/100
+        found[coupling] = (counts*rates.log() - rates).mean(0)[1]
+        assert model.spike_filters().shape == (2, 2 if coupling else 1, 5)
+    assert found[True] > found[False] + .05
+    first = model.spike_filters()[1, 0]
+    assert first.argmax() == 4  # the frame before
+
+def test_spike_counts_as_response():
+    model, _, valid = solved(GLM((6, 14, 11), 2), part(2, response="binned"))
+    rates = model.predict_with_history(valid, part(2).counts)
+    np.testing.assert_allclose(rates.mean(0), valid.rates[valid.index].mean(0), rtol=.3)
+
+def test_without_counts():
+    p = part(2)
+    p.counts = None
+    model, *_ , valid = solved(GLM((6, 14, 11), 2), p)
+    with pytest.raises(Problem, match="give solve the part"): model.predict_with_history(valid, np.zeros(p.rates.shape))
+
+@pytest.mark.parametrize("bad", [dict(window=0), dict(n_basis=1.5), dict(rank=0), dict(rank="half"), dict(n_units=0), dict(img_shape=(0, 5, 5))])
+def test_bad_hyperparameters(bad):
+    with pytest.raises(Problem, match=next(iter(bad))): LN(**bad)
+
+def test_gradient_reaches_the_stimulus():
+    model, _, valid = solved(LN((4, 14, 11), 1), part(1, frames=500))
+    x = valid.scale(valid.__getitems__(range(30))[0]).requires_grad_()
+    model(x).sum().backward()
+    assert x.grad.abs().sum() > 0
