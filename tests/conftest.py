@@ -1,4 +1,6 @@
 "Small simulated recordings in the published layouts, made once"
+import signal
+
 import h5py
 import numpy as np
 import pytest
@@ -6,6 +8,9 @@ from scipy.ndimage import gaussian_filter1d
 
 from retina_nb.data import write_recording
 from retina_nb.simulation import simulate_recording
+
+# a shell that runs the tests in the background ignores Ctrl-C, and so would the commands that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TRAIN, TEST = 25, 5  # seconds
 
