@@ -454,7 +454,7 @@ def test_frames_say_what_is_wrong():
 # ---- memory
 
 measure = '''
-import resource, sys
+import sys
 import torch
 from retina_nb.data import Frames, Recording, split_frames
 def first_batch(path):
@@ -462,9 +462,10 @@ def first_batch(path):
     x, y = Frames(rec.train, split_frames(rec.train)[0], history=40, scale="zscore").__getitems__(list(range(32)))
     return rec.train.stimulus.nbytes
 first_batch(sys.argv[1])  # a small one, so that everything is loaded that costs memory by itself
-now = int(open("/proc/self/statm").read().split()[1])*resource.getpagesize()
+def memory(key): return next(int(l.split()[1])*1024 for l in open("/proc/self/status") if l.startswith(key))  # bytes
+now = memory("VmRSS")
 size = first_batch(sys.argv[2])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024 - now)/size)
+print((memory("VmHWM") - now)/size)  # not ru_maxrss: a child process inherits that from its parent
 '''
 
 
