@@ -110,7 +110,7 @@ class FiringRates(L.LightningModule):
         out, # run folder, for history.csv
     ):
         super().__init__()
-        self.model, self.scale, self.lr, self.seed, self.out, self.rows = model, scale, lr, seed, Path(out), []
+        self.model, self.scale, self.lr, self.seed, self.out, self.rows, self.on_epoch = model, scale, lr, seed, Path(out), [], None
         self.train_scores, self.valid_scores = Scores(model.n_units), Scores(model.n_units)
     def drive(self, x): return drive_batch(self.model, self.scale, x)
     def score(self, batch, scores):
@@ -149,6 +149,7 @@ def on_train_epoch_end(self:FiringRates):
     if self.trainer.is_global_zero:  # over several processes, one writes
         with whole(self.out/"history.csv") as f: pd.DataFrame(self.rows).to_csv(f, index=False)
         if self.trainer.progress_bar_callback: self.trainer.progress_bar_callback.say(self.rows[-1])
+    if self.on_epoch and self.on_epoch(self.rows[-1]): self.trainer.should_stop = True
 
 @patch
 def on_save_checkpoint(self:FiringRates, checkpoint): checkpoint["rows"] = self.rows
@@ -334,6 +335,7 @@ def fit(
     seed=0, # of the split, the order of the frames, noise and dropout
     resume=False, # go on with the run in `out`, if there is one
     progress=True, # show a progress bar
+    on_epoch=None, # called with each row of the history, a dict; training stops where it returns True
     **trainer, # passed on to Lightning's Trainer: accelerator, devices, precision, limit_train_batches, …
 ) -> Run:
     "Train a model on a recording and leave a run folder; can be stopped and resumed"
@@ -354,6 +356,7 @@ def fit(
         versions={"python": platform.python_version(), **{p: version(p) for p in ("torch", "lightning", "numpy")}}), resume)
     if hasattr(model, "solve"): return load_run(out) if (out/"model.pth").exists() else _solve(model, train, valid, rec.train, out, progress)
     module, last = FiringRates(model, train.scale, lr, seed, out), out/"last.ckpt"
+    module.on_epoch = on_epoch
     if hasattr(model, "head_drive"):
         train, valid = frozen_features(model, train), frozen_features(model, valid)
         model.standardise(train.features)
@@ -470,7 +473,7 @@ def train(
     if name != "stacked": return fit(model_for(rec, name, history, **settings), rec, out, lr=lr, **options)
     own = {k: settings.pop(k) for k in ("head", "hidden", "pool") if k in settings}
     base = settings.pop("base", None)
-    base = load_run(base) if base else train(rec, "bncnn", Path(out)/"bncnn", history, settings, **{**options, "resume": True})
+    base = load_run(base) if base else train(rec, "bncnn", Path(out)/"bncnn", history, settings, **{**options, "resume": True, "on_epoch": None})
     if base.config["model"] != "BNCNN": raise Problem(f"{base.path}: expected a run of BNCNN as base of a stacked model, found {base.config['model']}")
     return fit(LinearStackedBNCNN(base.model, **own), rec, out, lr=lr, **options)
 
