@@ -401,12 +401,13 @@ class LazyMovie:
         n, # frames of it
         keep=2**26, # bytes kept in memory
     ):
-        self.path, self.name = Path(path), name
+        self.path, self.name, self.keep = Path(path), name, keep
         with _open(path) as f: (_, *size), chunks = (x := _dataset(f, name, 3)).shape, x.chunks
         self.shape, self.piece = (n, *size), min(max(32, chunks[0] if chunks else 0), 1024, n)  # frames
         self.slots = max(8, keep//(self.piece*size[0]*size[1]))
         self.place = torch.full((-(-n//self.piece),), -1)  # slot of each piece
         self.holds, self.used, self.turn, self.kept = torch.full((self.slots,), -1), torch.zeros(self.slots, dtype=torch.int64), 0, None
+    def __reduce__(self): return LazyMovie, (self.path, self.name, len(self), self.keep)  # another process keeps pieces of its own
     def __len__(self): return self.shape[0]
     def stretches(self,
         frames, # length of a stretch
@@ -432,6 +433,7 @@ def index_select(self:LazyMovie,
     frames, # frame numbers, (n,) int64 tensor
 ) -> torch.Tensor: # (n, height, width) uint8
     "Frames in any order, as from a tensor"
+    if self.kept is None: self.kept = torch.empty(self.slots, self.piece, *self.shape[1:], dtype=torch.uint8)
     needed, where = torch.unique(frames//self.piece, return_inverse=True)
     if len(needed) > self.slots: return torch.cat([self.index_select(0, part) for part in frames.split(-(-len(frames)//2))])
     self.turn += 1
@@ -445,7 +447,6 @@ def index_select(self:LazyMovie,
 @patch
 def _fetch(self:LazyMovie, pieces):
     "Read pieces into the slots that were not used for longest"
-    if self.kept is None: self.kept = torch.empty(self.slots, self.piece, *self.shape[1:], dtype=torch.uint8)
     slots = self.used.argsort(stable=True)[:len(pieces)]
     old = self.holds[slots]
     self.place[old[old >= 0]] = -1
@@ -575,11 +576,12 @@ class Frames(Dataset):
         if len(index) and not 0 <= index.min() <= index.max() < len(part): raise Problem(f"index: expected frame numbers from 0 to {len(part) - 1}, found {index.min()} to {index.max()}")
         self.index, self.history = index[np.isin(index, usable)], history
         if not len(self.index): raise Problem(f"index: expected frames with {history} frames of history in their block, found none among {len(index)}")
-        self.stimulus = part.stimulus if isinstance(part.stimulus, LazyMovie) else torch.from_numpy(part.stimulus)
+        self.movie = part.stimulus
+        self.stimulus = self.movie if isinstance(self.movie, LazyMovie) else torch.from_numpy(self.movie)
         self.rates = torch.from_numpy(part.rates)
         self.scale = fit_scaling(scale, part.stimulus, self.index) if isinstance(scale, str) else scale
         self.back = torch.arange(1 - history, 1)
-        self.nbytes = np.inf if isinstance(self.stimulus, LazyMovie) else self.stimulus.nbytes
+        self.nbytes = np.inf if self.stimulus is self.movie else self.movie.nbytes
         self._at = torch.from_numpy(self.index)
     def __len__(self): return len(self.index)
     def to(self,
