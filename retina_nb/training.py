@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['models', 'log_rate', 'poisson_loss', 'corr_in_batch', 'Scores', 'history_row', 'Batches', 'AddUp',
            'batch_norm_of_all', 'BatchNormOfAll', 'gathered', 'drive_batch', 'FiringRates', 'Shuffled', 'Clips',
-           'Features', 'room', 'OnDevice', 'ready', 'frozen_features', 'write_json', 'checksum', 'Run', 'build_model',
-           'load_run', 'Progress', 'fit', 'predict', 'parse_settings', 'model_for', 'train', 'retina_train',
-           'retina_predict']
+           'Features', 'room', 'OnDevice', 'keep_memory', 'ready', 'frozen_features', 'write_json', 'checksum', 'Run',
+           'build_model', 'load_run', 'Progress', 'fit', 'predict', 'parse_settings', 'model_for', 'train',
+           'retina_train', 'retina_predict']
 
 # %% ../nbs/05_training.ipynb #9e3658db
-import ast, hashlib, json, logging, platform, sys, time, warnings
+import ast, ctypes, hashlib, json, logging, platform, sys, time, warnings
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -200,7 +200,7 @@ class FiringRates(L.LightningModule):
         if i % 50 == 0 or self.trainer.is_last_batch: self.check_finite(loss)
         return share
     def validation_step(self, batch, i): self.score(batch, self.valid_scores, self.trainer.val_dataloaders.batch_sampler.size(i))
-    def configure_optimizers(self): return torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=self.lr)
+    def configure_optimizers(self): return torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=self.lr, fused=self.device.type in ("cpu", "cuda"))
 
 # %% ../nbs/05_training.ipynb #5b4fdfca
 @patch
@@ -288,6 +288,14 @@ class OnDevice(L.Callback):
         train, valid, device = self.train.dataset, self.valid.dataset, module.device
         if 2*train.nbytes < room(device): train.to(device), valid.to(device, like=train)
         else: self.train.pin_memory = self.valid.pin_memory = device.type == "cuda"
+
+# %% ../nbs/05_training.ipynb #6d537049
+@lru_cache
+def keep_memory():
+    "Have the C library keep memory that is freed, where it is glibc, for all that this process does from now on"
+    if platform.libc_ver()[0] == "glibc":
+        mallopt, mmap_threshold, trim_threshold = ctypes.CDLL(None).mallopt, -3, -1
+        mallopt(mmap_threshold, 2**30), mallopt(trim_threshold, 2**31 - 1)  # bytes
 
 # %% ../nbs/05_training.ipynb #9eefc8f6
 def ready(batch): return batch  # batches come from the dataset as they are
@@ -447,6 +455,7 @@ def fit(
     **trainer, # passed on to Lightning's Trainer: accelerator, devices, num_nodes, strategy, precision, limit_train_batches, …
 ) -> Run:
     "Train a model on a recording and leave a run folder; can be stopped and resumed"
+    keep_memory()
     out, hp = Path(out), model.hyperparams
     lr = lr or (1e-4 if isinstance(model, CNNBiLSTM) else 1e-3)
     _check_fit(model, rec, epochs, batch_size, lr)
@@ -537,6 +546,7 @@ def predict(
     batch_size=128, # frames at a time
 ) -> np.ndarray: # firing rates, (time, n_cells) float32 Hz; NaN where history is missing
     "Predict the firing rates of all cells over a movie, each frame once"
+    keep_memory()
     model, stimulus = run.model, stimulus if isinstance(stimulus, LazyMovie) else np.ascontiguousarray(stimulus)
     if stimulus.dtype != np.uint8 or stimulus.ndim != 3 or stimulus.shape[1:] != tuple(model.img_shape[1:]):
         raise Problem(f"stimulus: expected (time, {', '.join(map(str, model.img_shape[1:]))}) uint8 as the model {run.name} takes, found {stimulus.shape} {stimulus.dtype}")
