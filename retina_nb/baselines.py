@@ -65,11 +65,12 @@ class Pooled:
         size, # pixels along the side of a pooled pixel
         like=None, # a Pooled whose centring is taken, and whose movie where it is the same
     ):
-        self.source, self.index, self.order = frames.stimulus, *torch.from_numpy(frames.index).sort()
+        self.source, self.index, self.order = frames.movie, *torch.from_numpy(frames.index).sort()
         self.rates = frames.rates[self.index]
-        if like and like.source.data_ptr() == self.source.data_ptr(): self.movie, self.shift = like.movie, like.shift
+        if like and like.source is self.source: self.movie, self.shift = like.movie, like.shift
         else:
-            self.movie = torch.cat([frames.scale(pool(x.float(), size)) for x in self.source.split(2048)])
+            pieces = (torch.from_numpy(self.source[i:i + 2048]) for i in range(0, len(self.source), 2048))
+            self.movie = torch.cat([frames.scale(pool(x.float(), size)) for x in pieces])
             self.shift = like.shift if like else self.movie.mean().item()
             self.movie -= self.shift
     def window(self, basis, corner=(0, 0), shape=(None, None)):

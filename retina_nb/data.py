@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['responses', 'damage', 'well_isolated', 'archive_url', 'Problem', 'command', 'whole', 'bin_spikes', 'smooth',
-           'write_recording', 'check_blocks', 'Part', 'Recording', 'read_interneurons', 'guard', 'full_history',
-           'split_frames', 'Scaling', 'fit_scaling', 'Frames', 'retina_fetch']
+           'write_recording', 'check_blocks', 'Part', 'Recording', 'LazyMovie', 'read_interneurons', 'guard',
+           'full_history', 'split_frames', 'Scaling', 'fit_scaling', 'Frames', 'retina_fetch']
 
 # %% ../nbs/00_data.ipynb #fa37ca2f
 import re, shutil, sys, tempfile, zipfile, zlib
@@ -327,8 +327,9 @@ class Recording:
         response="firing_rate_10ms", # which rates: binned, firing_rate_5ms, firing_rate_10ms or firing_rate_20ms
         cells=None, # indices or names; "well-isolated" for the papers' choice; None for all
         blocks=None, # start frames of the training blocks, where you know better than the file
+        in_memory=True, # keep the movies in memory; False reads them piece by piece, for recordings that are larger
     ):
-        self.path, self.response = Path(path), response
+        self.path, self.response, self.in_memory = Path(path), response, in_memory
         if response not in responses: raise Problem(f"response: expected one of {', '.join(responses)}; found '{response}'")
         with _open(path) as f:
             self.session = next((s for s in (self.path.resolve().parent.name, self.path.stem) if s in well_isolated), self.path.stem)
@@ -369,7 +370,7 @@ def _part(self:Recording, f, name, blocks):
         n = min(n, more["repeats"].shape[1])
         more["unit"] = unit or _unit(f, more["repeats"], self.cells)
     more = {k: v[..., :n, :] if k in ("counts", "truth", "repeats") else v for k, v in more.items()}
-    return Part(lambda: self._movie(name)[:n], rates[:n], **more)
+    return Part(lambda: self._movie(name, n), rates[:n], **more)
 
 # %% ../nbs/00_data.ipynb #901cf8c0
 @patch
@@ -383,9 +384,10 @@ def _clock(self:Recording, f, name, n_frames):
     return time, round(1/step, 3)
 
 @patch
-def _movie(self:Recording, name):
-    "Read a movie, once, as it is"
-    with _open(self.path) as f: return _read(_dataset(f, f"{name}/stimulus", 3))
+def _movie(self:Recording, name, n):
+    "The first n frames of a movie, read once, as they are; or to be read when they are needed"
+    if not self.in_memory: return LazyMovie(self.path, f"{name}/stimulus", n)
+    with _open(self.path) as f: return _read(_dataset(f, f"{name}/stimulus", 3))[:n]
 
 # %% ../nbs/00_data.ipynb #f5b1e51e
 @patch(as_prop=True)
@@ -404,6 +406,72 @@ def __repr__(self:Recording):
     train, test, (r, *_) = self.train, self.test, self.test.repeats.shape
     return (f"{self.path.name}: {self.n_cells} of {len(self.all_cells)} cells, {self.response}, {self.hz:g} Hz; "
             f"train {len(train)/self.hz:.1f} s in {len(self.blocks)} block{'s'*(len(self.blocks) > 1)}, test {len(test)/test.hz:.1f} s × {r} repeats")
+
+# %% ../nbs/00_data.ipynb #d8658b45
+class LazyMovie:
+    "A movie in a file, read in pieces when they are needed; the pieces used last are kept"
+    dtype, ndim = np.dtype(np.uint8), 3
+    def __init__(self,
+        path, # HDF5 file
+        name, # of the dataset (time, height, width) uint8
+        n, # frames of it
+        keep=2**26, # bytes kept in memory
+    ):
+        self.path, self.name, self.keep = Path(path), name, keep
+        with _open(path) as f: (_, *size), chunks = (x := _dataset(f, name, 3)).shape, x.chunks
+        self.shape, self.piece = (n, *size), min(max(32, chunks[0] if chunks else 0), 1024, n)  # frames
+        self.slots = max(8, keep//(self.piece*size[0]*size[1]))
+        self.place = torch.full((-(-n//self.piece),), -1)  # slot of each piece
+        self.holds, self.used, self.turn, self.kept = torch.full((self.slots,), -1), torch.zeros(self.slots, dtype=torch.int64), 0, None
+    def __reduce__(self): return LazyMovie, (self.path, self.name, len(self), self.keep)  # another process keeps pieces of its own
+    def __len__(self): return self.shape[0]
+    def stretches(self,
+        frames, # length of a stretch
+    ): # how many fit into the memory that it keeps
+        return max(1, self.slots//(frames//self.piece + 2))
+    def __getitem__(self, where):
+        first, *rest = where if isinstance(where, tuple) else (where,)
+        if isinstance(first, slice) and first.step in (None, 1):
+            start, stop, _ = first.indices(len(self))
+            with _open(self.path) as f: return _read(_dataset(f, self.name, 3), slice(start, max(start, stop)), *rest)
+        if first is ...: return np.asarray(self)[where]
+        at = np.arange(*first.indices(len(self))) if isinstance(first, slice) else np.asarray(first)
+        if at.dtype == bool: at = np.flatnonzero(at)
+        if at.size and not -len(self) <= at.min() <= at.max() < len(self): raise IndexError(f"expected frame numbers below {len(self)}, found {at.min()} to {at.max()}")
+        x = self.index_select(0, torch.from_numpy(np.atleast_1d(at) % len(self))).numpy()
+        return x[(slice(None) if at.ndim else 0, *rest)]
+    def __array__(self, dtype=None, copy=None): return self[:] if dtype is None else self[:].astype(dtype)
+
+# %% ../nbs/00_data.ipynb #b1769caa
+@patch
+def index_select(self:LazyMovie,
+    dim, # 0
+    frames, # frame numbers, (n,) int64 tensor
+) -> torch.Tensor: # (n, height, width) uint8
+    "Frames in any order, as from a tensor"
+    if self.kept is None: self.kept = torch.empty(self.slots, self.piece, *self.shape[1:], dtype=torch.uint8)
+    needed, where = torch.unique(frames//self.piece, return_inverse=True)
+    if len(needed) > self.slots: return torch.cat([self.index_select(0, part) for part in frames.split(-(-len(frames)//2))])
+    self.turn += 1
+    slots = self.place[needed]
+    self.used[slots[slots >= 0]] = self.turn
+    if (slots < 0).any():
+        self._fetch(needed[slots < 0])
+        slots = self.place[needed]
+    return self.kept.flatten(0, 1).index_select(0, slots[where]*self.piece + frames % self.piece)
+
+@patch
+def _fetch(self:LazyMovie, pieces):
+    "Read pieces into the slots that were not used for longest"
+    slots = self.used.argsort(stable=True)[:len(pieces)]
+    old = self.holds[slots]
+    self.place[old[old >= 0]] = -1
+    with _open(self.path) as f:
+        x = _dataset(f, self.name, 3)
+        for piece, slot in zip(pieces.tolist(), slots.tolist()):
+            frames = _read(x, slice(piece*self.piece, min((piece + 1)*self.piece, len(self))))
+            self.kept[slot, :len(frames)] = torch.from_numpy(frames)
+            self.holds[slot], self.place[piece], self.used[slot] = piece, slot, self.turn
 
 # %% ../nbs/00_data.ipynb #4a3ce3cf
 def read_interneurons(
@@ -524,22 +592,33 @@ class Frames(Dataset):
         if len(index) and not 0 <= index.min() <= index.max() < len(part): raise Problem(f"index: expected frame numbers from 0 to {len(part) - 1}, found {index.min()} to {index.max()}")
         self.index, self.history = index[np.isin(index, usable)], history
         if not len(self.index): raise Problem(f"index: expected frames with {history} frames of history in their block, found none among {len(index)}")
-        self.stimulus, self.rates = torch.from_numpy(part.stimulus), torch.from_numpy(part.rates)
+        self.movie = part.stimulus
+        self.stimulus = self.movie if isinstance(self.movie, LazyMovie) else torch.from_numpy(self.movie)
+        self.rates = torch.from_numpy(part.rates)
         self.scale = fit_scaling(scale, part.stimulus, self.index) if isinstance(scale, str) else scale
         self.back = torch.arange(1 - history, 1)
+        self.nbytes = np.inf if self.stimulus is self.movie else self.movie.nbytes
         self._at = torch.from_numpy(self.index)
     def __len__(self): return len(self.index)
+    def to(self,
+        device, # where batches are to be made
+        like=None, # Frames of the same part that are there already
+    ):
+        "Move movie and rates to the device that computes"
+        self.stimulus, self.rates = (like or self).stimulus.to(device), (like or self).rates.to(device)
+        self._at, self.back = self._at.to(device), self.back.to(device)
+        return self
     def __getitems__(self, items):
         "Batch of (windows (batch, history, height, width) uint8, rates (batch, n_cells) float32 Hz)"
-        t = self._at[torch.as_tensor(items)]
-        x = self.stimulus.flatten(1).index_select(0, (t[:, None] + self.back).flatten())
+        t = self._at[torch.as_tensor(items, device=self._at.device)]
+        x = self.stimulus.index_select(0, (t[:, None] + self.back).flatten())
         return x.view(len(t), self.history, *self.stimulus.shape[1:]), self.rates[t]
     def __getitem__(self, i):
         x, y = self.__getitems__([i])
         return x[0], y[0]
     def distinct(self, items):
         "The same batch without repetition: (frames (n, height, width) uint8, places of each window's frames among them (batch, history), rates)"
-        t = self._at[torch.as_tensor(items)]
+        t = self._at[torch.as_tensor(items, device=self._at.device)]
         frames, where = torch.unique(t[:, None] + self.back, return_inverse=True)
         return self.stimulus.index_select(0, frames), where, self.rates[t]
 

@@ -80,6 +80,8 @@ def test_train_predict(recording, tmp_path):
     (["--data", "REC", "--history", 2000], "history"),
     (["--data", "REC", "--response", "rate"], "firing_rate_20ms"),
     (["--data", "REC", "--model", "stacked", "--set", "base=nowhere"], "nowhere"),
+    (["--data", "REC", "--accelerator", "abacus"], "devices"),
+    (["--data", "REC", "--strategy", "tactics"], "tactics"),
 ])
 def test_mistakes(recording, tmp_path, monkeypatch, args, words):
     "One line that names the mistake, and nothing left behind; Python callers get a Problem"

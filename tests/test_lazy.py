@@ -1,0 +1,157 @@
+"Recordings that are read piece by piece: the same numbers, little memory, clear words about damage"
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from retina_nb.data import Frames, LazyMovie, Problem, Recording, write_recording
+from retina_nb.training import Shuffled, fit, model_for, predict, train
+
+rng = np.random.default_rng(0)
+
+
+def write(path, n, chunks=None, cells=2, blocks=(0,), size=(50, 50)):
+    def pieces():
+        for i in range(0, n, 5000): yield rng.integers(0, 256, (min(5000, n - i), *size), dtype=np.uint8)
+    spikes = [np.sort(rng.uniform(0, n/100, n//30)) for _ in range(cells)]
+    write_recording(path, pieces(), spikes, test_stimulus=np.zeros((100, *size), np.uint8), test_spikes=[[[.5]]*cells]*2, blocks=blocks)
+    if chunks:
+        with h5py.File(path, "r+") as f:
+            movie = f["train/stimulus"][:]
+            del f["train/stimulus"]
+            f.create_dataset("train/stimulus", data=movie, **chunks)
+    return path
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory): return write(tmp_path_factory.mktemp("lazy")/"noise.h5", 4000, blocks=[0, 1500, 1510, 2500], size=(10, 11))
+
+
+layouts = {"as we write it": {}, "contiguous": {"chunks": None}, "compressed": {"chunks": (50, 5, 11), "compression": "gzip"}, "a frame at a time": {"chunks": (1, 10, 11)},
+           "all at once": {"chunks": (3000, 10, 11)}}
+
+
+@pytest.mark.parametrize("layout", layouts)
+def test_any_layout(tmp_path, layout):
+    rec = Recording(write(tmp_path/"noise.h5", 3000, layouts[layout], size=(10, 11)))
+    lazy = Recording(rec.path, in_memory=False)
+    np.testing.assert_array_equal(lazy.train.stimulus, rec.train.stimulus)
+    x, y = Frames(rec.train, history=40).__getitems__(at := rng.integers(0, 2900, 300))
+    lazy_x, lazy_y = Frames(lazy.train, history=40).__getitems__(at)
+    assert torch.equal(x, lazy_x) and torch.equal(y, lazy_y)
+
+
+index = st.one_of(st.integers(-4000, 3999), st.slices(4000), st.lists(st.integers(-4000, 3999), max_size=30).map(np.array))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(index, st.sampled_from([(), (3,), (slice(2, 9, 3), slice(None)), (slice(None), 5)]))
+def test_any_index(path, first, rest):
+    "With so little memory that pieces have to make way for others"
+    movie = Recording(path).train.stimulus
+    lazy = LazyMovie(path, "train/stimulus", len(movie), keep=2**15)
+    if isinstance(first, np.ndarray): first = first.astype(int)
+    np.testing.assert_array_equal(lazy[(first, *rest)], movie[(first, *rest)])
+    np.testing.assert_array_equal(lazy[first], movie[first])
+
+
+def test_index_beyond_the_end(path):
+    movie = LazyMovie(path, "train/stimulus", 3990)
+    assert len(movie[:]) == len(list(movie)) == 3990
+    for at in (3990, -3991, [0, 4000]):
+        with pytest.raises(IndexError): movie[at]
+
+
+@pytest.mark.parametrize("clip", [1, 16])
+def test_order(clip):
+    "Every sample once an epoch; what is read at a time is neighbours, and from many places; the same for the same seed"
+    order = Shuffled(10_007, seed=3, clip=clip, stretch=240, together=8)
+    a, again = list(order), list(order)
+    order.set_epoch(1)
+    b = list(order)
+    assert a == again != b and sorted(a) == sorted(b) == list(range(10_007))
+    read = np.array(a[:8*240])//240
+    assert len(np.unique(read)) in (8, 9) and len(np.unique(read[:256])) >= 4  # 9: the last stretch is short
+    assert list(Shuffled(500, 3, clip)) == list(Shuffled(500, 3, clip, stretch=500, together=8))
+
+
+def trained(rec, out, model="bncnn", **more):
+    torch.manual_seed(0)
+    settings = {"ln": {}, "cnnbilstm": dict(hidden=4), "stacked": dict(pool=1)}.get(model, {}) | (dict(chans=[2, 2], ksizes=[3, 3], noise=0) if model != "ln" else {})
+    return train(rec, model, out, 5, settings, **{**dict(scale="zscore", epochs=1, progress=False), **more})
+
+
+@pytest.mark.parametrize("model", ["bncnn", "cnnbilstm", "stacked", "ln"])
+def test_training(path, tmp_path, model):
+    "Reading ahead in two processes; the scaling is that of the whole movie; predictions are those from memory"
+    rec, lazy = Recording(path), Recording(path, in_memory=False)
+    run = trained(lazy, tmp_path/"run", model)
+    assert run.config["in_memory"] is False and not run.recording.in_memory
+    assert run.config["scaling"] == vars(Frames(rec.train, run.split[0], 5, "zscore").scale)
+    np.testing.assert_array_equal(predict(run, lazy.train.stimulus, rec.blocks), predict(run, rec.train.stimulus, rec.blocks))
+
+
+def test_resume(path, tmp_path):
+    "With another number of processes that read"
+    rec, lazy = Recording(path), Recording(path, in_memory=False)
+    run = trained(lazy, tmp_path/"run", epochs=2)
+    trained(lazy, tmp_path/"again")
+    again = trained(lazy, tmp_path/"again", epochs=2, resume=True, workers=0)
+    np.testing.assert_array_equal(run.history.drop(columns="seconds"), again.history.drop(columns="seconds"))
+    with pytest.raises(Problem, match="another in_memory"): trained(rec, tmp_path/"run", epochs=2, resume=True)
+
+
+def test_damage(tmp_path):
+    "A piece that can't be read ends the training with one line, in the process that reads ahead and without one"
+    path = write(tmp_path/"movie.h5", 4000, dict(chunks=(100, 10, 11), fletcher32=True), size=(10, 11))
+    with h5py.File(path) as f: at = f["train/stimulus"].id.get_chunk_info(20).byte_offset
+    with open(path, "r+b") as f:
+        f.seek(at + 1000)
+        f.write(b"damage")
+    rec = Recording(path, in_memory=False)
+    for workers in (0, 1):
+        with pytest.raises(Problem, match="train/stimulus: .*damaged") as e:
+            fit(model_for(rec, chans=[2, 2], ksizes=[3, 3]), rec, tmp_path/f"run{workers}", epochs=1, progress=False, workers=workers)
+        assert "\n" not in str(e.value) and str(e.value).startswith(str(path))
+
+
+measure = '''
+import sys
+import numpy as np, torch
+from retina_nb.data import Frames, Recording
+from retina_nb.training import Batches, Shuffled, fit, load_run, model_for, predict
+rec = Recording(sys.argv[1], in_memory=False)
+frames = Frames(rec.train, history=10, scale="zscore")
+mixed = Shuffled(len(frames), 0, stretch=240, together=rec.train.stimulus.stretches(250))
+for batch in Batches(mixed, 64): frames.__getitems__(batch)
+class Run: model, scale, name = model_for(rec, history=10, chans=[1, 1]).eval(), frames.scale, "run"
+predict(Run, rec.train.stimulus)
+print(next(int(l.split()[1])*1024 for l in open("/proc/self/status") if l.startswith("VmHWM")))
+'''
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory(tmp_path):
+    "Reading all batches of an epoch and predicting a whole movie take the memory of the kept pieces, however long the movie is"
+    peaks = []
+    for n in (10_000, 25_000):
+        path = write(tmp_path/f"{n}.h5", n, size=(100, 100))
+        done = subprocess.run([sys.executable, "-c", measure, str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout))
+    assert (peaks[1] - peaks[0])/(15_000*10_000) < .1  # of what the movie takes: rates and the order of the frames do grow
+
+
+def test_another_process_keeps_its_own(path):
+    "Where processes are not forks, torch would share the memory of tensors with them"
+    movie = LazyMovie(path, "train/stimulus", 3990, keep=2**15)
+    movie[[5, 3000]]
+    other = pickle.loads(pickle.dumps(movie))
+    assert other.kept is None and (other.place == -1).all() and other.shape == movie.shape and other.slots == movie.slots
+    np.testing.assert_array_equal(other[[5, 3000]], movie[[5, 3000]])

@@ -1,0 +1,67 @@
+"Training with two processes gives the numbers of one, whoever starts them, and through Ctrl-C and resume"
+import os
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from test_training import recording, shell, wait_for_epoch  # noqa: F401
+
+from retina_nb.data import Problem, Recording
+from retina_nb.training import load_run, model_for, fit, retina_train
+
+# without noise, which is each process' own; the last batches are partial, and odd
+SET = "chans=[2,3] ksizes=[3,3] noise=0"
+ARGS = ["--set", SET, "--history", 4, "--batch_size", 62, "--epochs", 8, "--accelerator", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def alone(recording, tmp_path_factory):  # noqa: F811
+    "The run of one process"
+    out = tmp_path_factory.mktemp("alone")/"run"
+    retina_train(data=str(recording), set=SET, history=4, batch_size=62, epochs=8, accelerator="cpu", out=str(out))
+    return load_run(out)
+
+
+def check_same(run, alone):
+    "The same loss curve, scores and weights, within rounding"
+    a, b = (r.history.drop(columns="seconds") for r in (alone, run))
+    pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-5)
+    for x, y in zip(alone.model.state_dict().values(), run.model.state_dict().values()): torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-5)
+    assert alone.results["best_epoch"] == run.results["best_epoch"]
+
+
+def test_two_processes(recording, alone, tmp_path):  # noqa: F811
+    p = shell("retina_train", "--data", recording, *ARGS, "--devices", 2, "--strategy", "ddp", "--out", tmp_path/"run", folder=tmp_path)
+    out, err = p.communicate()
+    assert p.returncode == 0, err
+    assert out.count("validation correlation") == 1 and "Traceback" not in err  # one process speaks
+    run = load_run(tmp_path/"run")
+    assert {p.name for p in run.path.iterdir()} == {p.name for p in alone.path.iterdir()}
+    check_same(run, alone)
+
+
+def test_stop_and_resume_with_torchrun(recording, alone, tmp_path):  # noqa: F811
+    "Ctrl-C ends both processes; torchrun goes on with the run"
+    args = ["--data", recording, *ARGS, "--devices", 2, "--strategy", "ddp", "--out", tmp_path/"run"]
+    p = shell("retina_train", *args, folder=tmp_path)
+    wait_for_epoch(tmp_path/"run/history.csv", 1, p)
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and err.count("--resume") == 1 and "Traceback" not in err
+    assert len(pd.read_csv(tmp_path/"run/history.csv")) < 8
+
+    p = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", tmp_path/"retina_train", *map(str, args), "--resume"],
+                       capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"})
+    assert p.returncode == 0, p.stderr
+    assert p.stdout.count("validation correlation") == 1
+    check_same(load_run(tmp_path/"run"), alone)
+
+
+def test_a_batch_must_divide(recording, tmp_path):  # noqa: F811
+    rec = Recording(recording)
+    with pytest.raises(Problem, match="batch_size: expected a multiple of 2, .* use 64"):
+        fit(model_for(rec, chans=[2, 2]), rec, tmp_path/"run", batch_size=63, accelerator="cpu", devices=2, strategy="ddp")
+    assert not (tmp_path/"run").exists()
