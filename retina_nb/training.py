@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['models', 'log_rate', 'poisson_loss', 'corr_in_batch', 'Scores', 'history_row', 'Batches', 'AddUp',
            'batch_norm_of_all', 'BatchNormOfAll', 'gathered', 'drive_batch', 'FiringRates', 'Shuffled', 'Clips',
-           'Features', 'room', 'OnDevice', 'keep_memory', 'ready', 'frozen_features', 'write_json', 'checksum', 'Run',
-           'build_model', 'load_run', 'Progress', 'fit', 'predict', 'parse_settings', 'model_for', 'train',
-           'retina_train', 'retina_predict']
+           'Features', 'step_time', 'quickest', 'room', 'OnDevice', 'keep_memory', 'ready', 'frozen_features',
+           'write_json', 'checksum', 'Run', 'build_model', 'load_run', 'Progress', 'fit', 'predict', 'parse_settings',
+           'model_for', 'train', 'retina_train', 'retina_predict']
 
 # %% ../nbs/05_training.ipynb #9e3658db
-import ast, ctypes, hashlib, json, logging, platform, sys, time, warnings
+import ast, copy, ctypes, hashlib, json, logging, platform, sys, time, warnings
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -181,9 +181,10 @@ class FiringRates(L.LightningModule):
         out, # run folder, for history.csv
     ):
         super().__init__()
-        self.model, self.scale, self.lr, self.seed, self.out, self.rows, self.on_epoch = model, scale, lr, seed, Path(out), [], None
+        self.model, self.scale, self.lr, self.seed, self.out, self.rows, self.in_bfloat16, self.on_epoch = model, scale, lr, seed, Path(out), [], False, None
         self.train_scores, self.valid_scores = Scores(model.n_units), Scores(model.n_units)
-    def drive(self, x): return drive_batch(self.model, self.scale, x)
+    def drive(self, x):
+        with torch.autocast(self.device.type, torch.bfloat16) if self.in_bfloat16 else nullcontext(): return drive_batch(self.model, self.scale, x)
     def score(self, batch, scores, n):
         "Loss of this process' share of a batch of n samples, and of the batch, which is scored"
         (x, y), world = batch, self.trainer.world_size
@@ -278,17 +279,53 @@ class Features(Dataset):
         return self
 
 # %% ../nbs/05_training.ipynb #bda5f5be
+def step_time(
+    module, # FiringRates; a copy of its model is trained
+    batch, # (windows or frames, rates) on the device
+    layout, # memory format of the model
+    half, # compute in bfloat16 where autocast allows it?
+    n=5, # steps
+): # s
+    "Time of a step of forward, backward and Adam"
+    device, model = batch[1].device, copy.deepcopy(module.model).to(batch[1].device, memory_format=layout).train()
+    adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    for i in range(n + 2):  # two to warm up
+        if i == 2: start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half): drive = drive_batch(model, module.scale, batch[0])
+        poisson_loss(drive, batch[1], model.output).backward()
+        adam.step()
+        adam.zero_grad()
+        if i in (1, n + 1): next(model.parameters()).sum().item()  # waits for a GPU
+    return (time.perf_counter() - start)/n
+
+def quickest(
+    module, # FiringRates
+    batch, # on the device
+    halves=(False, True), # may it compute in bfloat16?
+): # memory format, in bfloat16?
+    "The quickest way to compute a step, measured; the model and the random numbers stay as they are"
+    ways = [(layout, half) for layout in (torch.contiguous_format, torch.channels_last) for half in halves]
+    with torch.random.fork_rng(): return min(ways, key=lambda way: step_time(module, batch, *way))
+
 def room(device): # bytes
     "Free memory of the device; what is on the CPU is there already"
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
 
 class OnDevice(L.Callback):
-    "Moves the data of two loaders to the device that computes, where there is room for twice as much; else their batches are page-locked"
-    def __init__(self, train, valid): self.train, self.valid = train, valid
-    def on_fit_start(self, loop, module):
+    "Moves the data of two loaders to the device that computes, where there is room for twice as much, else page-locks their batches; and measures how a GPU computes fastest"
+    def __init__(self, train, valid, halves): self.train, self.valid, self.halves = train, valid, halves
+    def setup(self, loop, module, stage):
         train, valid, device = self.train.dataset, self.valid.dataset, module.device
         if 2*train.nbytes < room(device): train.to(device), valid.to(device, like=train)
         else: self.train.pin_memory = self.valid.pin_memory = device.type == "cuda"
+        if device.type == "cuda": self.choose(loop, module)
+    def choose(self, loop, module):
+        "All processes go the way that the first finds quickest"
+        if True in self.halves: torch.set_float32_matmul_precision("high")  # TF32
+        batch = module.transfer_batch_to_device(self.train.dataset.__getitems__(list(range(min(self.train.batch_sampler.batch_size, len(self.train.dataset))))), module.device, 0)
+        layout, module.in_bfloat16 = loop.strategy.broadcast(quickest(module, batch, self.halves))
+        module.model.to(memory_format=layout)
+
 
 # %% ../nbs/05_training.ipynb #6d537049
 @lru_cache
@@ -310,7 +347,8 @@ def frozen_features(
     "The features of all frames, computed once"
     model.eval()
     batches = DataLoader(frames, batch_size, collate_fn=ready)
-    return Features(*map(torch.cat, zip(*[(model.features(frames.scale(x)), y) for x, y in batches])))
+    device = next(model.parameters()).device
+    return Features(*map(torch.cat, zip(*[(model.features(frames.scale(x.to(device))), y.to(device)) for x, y in batches])))
 
 # %% ../nbs/05_training.ipynb #fe776f6e
 models = {"bncnn": BNCNN, "cnnbilstm": CNNBiLSTM, "stacked": LinearStackedBNCNN, "stackedconv": StackedConvBNCNN, "ln": LN, "glm": GLM}
@@ -454,7 +492,8 @@ def fit(
     workers=2, # processes that read ahead, where the recording is not in memory
     progress=True, # show a progress bar
     on_epoch=None, # called with each row of the history, a dict; training stops where it returns True
-    **trainer, # passed on to Lightning's Trainer: accelerator, devices, num_nodes, strategy, precision, limit_train_batches, …
+    precision="auto", # 32-true, 16-mixed, bf16-mixed, …; auto: 32-true on a CPU, on a GPU what is faster of that and bfloat16
+    **trainer, # passed on to Lightning's Trainer: accelerator, devices, num_nodes, strategy, limit_train_batches, …
 ) -> Run:
     "Train a model on a recording and leave a run folder; can be stopped and resumed"
     keep_memory()
@@ -469,19 +508,21 @@ def fit(
     mixed = dict(stretch=240, together=rec.train.stimulus.stretches(240 + history)) if lazy else {}
     order = range(len(valid)) if hasattr(model, "solve") else Shuffled(len(valid), seed, clip, **mixed)
     valid = Frames(rec.train, valid[list(order)], history, train.scale)
-    with _quiet(): loop = _trainer(out, epochs, patience, progress, **trainer)
+    halves = (False, True) if precision == "auto" else (False,)
+    with _quiet(): loop = _trainer(out, epochs, patience, progress, precision="32-true" if precision == "auto" else precision, **trainer)
     rank, world = loop.global_rank, loop.world_size
     if batch_size % world: raise Problem(f"batch_size: expected a multiple of {world}, since {world} processes share a batch, found {batch_size}; use {-(-batch_size//world)*world}, or other --devices")
     if rank == 0: _start_folder(out, dict(
         model=type(model).__name__, hyperparams=hp, params=sum(p.numel() for p in model.parameters()),
         data=str(rec.path.resolve()), checksum=checksum(rec.path), session=rec.session, cells=list(rec.cells), response=rec.response, hz=rec.hz, blocks=rec.blocks.tolist(),
         history=history, split=split, fractions=list(fractions), scale=scale, scaling=vars(train.scale), seed=seed,
-        batch_size=batch_size, lr=lr, epochs=epochs, patience=patience, in_memory=not lazy, trainer={k: str(v) for k, v in trainer.items()},
+        batch_size=batch_size, lr=lr, epochs=epochs, patience=patience, in_memory=not lazy, trainer={k: str(v) for k, v in dict(trainer, precision=precision).items()},
         versions={"python": platform.python_version(), **{p: version(p) for p in ("torch", "lightning", "numpy")}}), resume)
     if hasattr(model, "solve"): return load_run(out) if (out/"model.pth").exists() else _solve(model, train, valid, rec.train, out, progress)
     module, last = FiringRates(model, train.scale, lr, seed, out), out/"last.ckpt"
     module.on_epoch = on_epoch
     if hasattr(model, "head_drive"):
+        if world == 1: model.to(loop.strategy.root_device)
         train, valid = frozen_features(model, train), frozen_features(model, valid)
         model.standardise(train.features)
     if clip > 1: train, valid = Clips(train), Clips(valid)
@@ -489,7 +530,7 @@ def fit(
     load = dict(collate_fn=ready, num_workers=workers*lazy, persistent_workers=lazy and workers > 0)
     loaders = (DataLoader(train, batch_sampler=Batches(order, least=max(2, world), **batches), **load),  # batchnorm needs two samples
                DataLoader(valid, batch_sampler=Batches(range(len(valid)), **batches), **load))
-    loop.callbacks.append(OnDevice(*loaders))
+    loop.callbacks.append(OnDevice(*loaders, halves))
     with _quiet():
         try: loop.fit(module, *loaders, ckpt_path=last if last.exists() else None)
         except SystemExit: pass  # how Lightning leaves after Ctrl-C
@@ -634,7 +675,7 @@ def retina_train(
     devices:str="auto", # how many in this machine; a process for each
     num_nodes:int=1, # machines, each with so many devices
     strategy:str="auto", # how processes work together: ddp where there are several
-    precision:str="32-true", # 32-true, 16-mixed or bf16-mixed
+    precision:str="auto", # 32-true, 16-mixed or bf16-mixed; auto: 32-true on a CPU, on a GPU what is faster of that and bfloat16
 ):
     "Train a model on a recording"
     if data is None: raise Problem("--data: expected a recording (.h5), found none; try --data naturalscene.h5")

@@ -127,11 +127,11 @@ import numpy as np, torch
 from retina_nb.data import Frames, Recording
 from retina_nb.training import Batches, Shuffled, fit, load_run, model_for, predict
 rec = Recording(sys.argv[1], in_memory=False)
-frames = Frames(rec.train, history=10, scale="zscore")
-mixed = Shuffled(len(frames), 0, stretch=240, together=rec.train.stimulus.stretches(250))
+frames = Frames(rec.train, history=2, scale="zscore")
+mixed = Shuffled(len(frames), 0, stretch=240, together=rec.train.stimulus.stretches(242))
 for batch in Batches(mixed, 64): frames.__getitems__(batch)
-class Run: model, scale, name = model_for(rec, history=10, chans=[1, 1]).eval(), frames.scale, "run"
-predict(Run, rec.train.stimulus)
+class Run: model, scale, name = model_for(rec, history=2, chans=[1, 1]).eval(), frames.scale, "run"
+predict(Run, rec.train.stimulus, batch_size=32)
 print(next(int(l.split()[1])*1024 for l in open("/proc/self/status") if l.startswith("VmHWM")))
 '''
 
@@ -140,12 +140,12 @@ print(next(int(l.split()[1])*1024 for l in open("/proc/self/status") if l.starts
 def test_memory(tmp_path):
     "Reading all batches of an epoch and predicting a whole movie take the memory of the kept pieces, however long the movie is"
     peaks = []
-    for n in (10_000, 25_000):
+    for n in (9_000, 18_000):
         path = write(tmp_path/f"{n}.h5", n, size=(100, 100))
         done = subprocess.run([sys.executable, "-c", measure, str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, (done.returncode, done.stderr)
         peaks.append(int(done.stdout))
-    assert (peaks[1] - peaks[0])/(15_000*10_000) < .1  # of what the movie takes: rates and the order of the frames do grow
+    assert (peaks[1] - peaks[0])/(9_000*10_000) < .1  # of what the movie takes: rates and the order of the frames do grow
 
 
 def test_another_process_keeps_its_own(path):
