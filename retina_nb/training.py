@@ -27,6 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import MeanMetric, PearsonCorrCoef
 
+from .adaptive import AdaptiveSubunits
 from .baselines import GLM, LN
 from .bncnn import BNCNN, Exponential, hyperparams
 from .cnnbilstm import CNNBiLSTM
@@ -36,10 +37,11 @@ from .stacked import LinearStackedBNCNN, StackedConvBNCNN
 # %% ../nbs/05_training.ipynb #0886db0b
 def log_rate(
     drive, # what the model computes before its output nonlinearity, any shape
-    output, # the output nonlinearity: Exponential or Softplus
+    output, # the output nonlinearity: Exponential, Softplus, or one that has its own `log`
 ): # log of output(drive), finite wherever drive is
     "Log of the firing rate, computed from the drive"
     if isinstance(output, Exponential): return drive
+    if hasattr(output, "log"): return output.log(drive)
     if isinstance(output, nn.Softplus): return torch.where(drive < -15, drive, output(drive.clamp(min=-15)).log())  # softplus(u) is e^u down there
     return (output(drive) + 1e-8).log()
 
@@ -93,10 +95,10 @@ def history_row(
 def drive_batch(
     model, # a model of this package
     scale, # a Scaling
-    x, # windows in 8 bits; or (distinct frames in 8 bits, where they belong); or features that are computed already
+    x, # windows in 8 bits; or (distinct frames in 8 bits, where they belong); or (stretches in 8 bits, (what is wanted of them)); or features that are computed already
 ): # drive, (batch, n_units) float32
-    "The drive of a model for a batch in any of its three forms"
-    if isinstance(x, (tuple, list)): return model.drive_frames(scale(x[0]), x[1]).float()
+    "The drive of a model for a batch in any of its forms"
+    if isinstance(x, (tuple, list)): return (model.drive_stretches if isinstance(x[1], (tuple, list)) else model.drive_frames)(scale(x[0]), x[1]).float()
     return (model.head_drive(x) if x.is_floating_point() else model.drive(scale(x))).float()
 
 # %% ../nbs/05_training.ipynb #bae17ef1
@@ -110,7 +112,7 @@ class FiringRates(L.LightningModule):
         out, # run folder, for history.csv
     ):
         super().__init__()
-        self.model, self.scale, self.lr, self.seed, self.out, self.rows = model, scale, lr, seed, Path(out), []
+        self.model, self.scale, self.lr, self.seed, self.out, self.rows, self.first = model, scale, lr, seed, Path(out), [], None
         self.train_scores, self.valid_scores = Scores(model.n_units), Scores(model.n_units)
     def drive(self, x): return drive_batch(self.model, self.scale, x)
     def score(self, batch, scores):
@@ -124,7 +126,9 @@ class FiringRates(L.LightningModule):
         if i % 50 == 0 or self.trainer.is_last_batch: self.check_finite(loss)
         return loss
     def validation_step(self, batch, i): self.score(batch, self.valid_scores)
-    def configure_optimizers(self): return torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=self.lr)
+    def configure_optimizers(self):
+        if hasattr(self.model, "optimizer"): return self.model.optimizer(self.lr)
+        return torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=self.lr)
 
 # %% ../nbs/05_training.ipynb #5b4fdfca
 @patch
@@ -134,7 +138,9 @@ def check_finite(self:FiringRates, loss):
                                                f"use a lower learning rate than {self.lr:g}, or look for outliers in the rates")
 
 @patch
-def on_train_epoch_start(self:FiringRates): self.started = time.perf_counter()
+def on_train_epoch_start(self:FiringRates):
+    self.started = time.perf_counter()
+    if self.first is not None and self.current_epoch == 0: self.model.start(self.first)  # its time counts
 
 @patch
 def on_train_batch_start(self:FiringRates, batch, i):
@@ -196,7 +202,7 @@ def frozen_features(
     return Features(*map(torch.cat, zip(*[(model.features(frames.scale(x)), y) for x, y in batches])))
 
 # %% ../nbs/05_training.ipynb #fe776f6e
-models = {"bncnn": BNCNN, "cnnbilstm": CNNBiLSTM, "stacked": LinearStackedBNCNN, "stackedconv": StackedConvBNCNN, "ln": LN, "glm": GLM}
+models = {"adaptive": AdaptiveSubunits, "bncnn": BNCNN, "cnnbilstm": CNNBiLSTM, "stacked": LinearStackedBNCNN, "stackedconv": StackedConvBNCNN, "ln": LN, "glm": GLM}
 
 def write_json(path, value):
     with whole(path) as f: f.write_text(json.dumps(value, indent=2) + "\n")
@@ -328,8 +334,8 @@ def fit(
     fractions=(.9, .1), # of the training movie, for training and validation; the repeated test movie is never touched
     scale="unit", # unit, zscore or raw
     epochs=100, # at most
-    batch_size=32, # frames
-    lr=None, # learning rate of Adam; 1e-4 for CNNBiLSTM, else 1e-3
+    batch_size=32, # frames; of AdaptiveSubunits, stretches of 75 frames
+    lr=None, # learning rate of Adam; 1e-4 for CNNBiLSTM, 0.02 for AdaptiveSubunits, else 1e-3
     patience=10, # epochs without a better validation correlation before stopping; 0 never stops early
     seed=0, # of the split, the order of the frames, noise and dropout
     resume=False, # go on with the run in `out`, if there is one
@@ -338,7 +344,7 @@ def fit(
 ) -> Run:
     "Train a model on a recording and leave a run folder; can be stopped and resumed"
     out, hp = Path(out), model.hyperparams
-    lr = lr or (1e-4 if isinstance(model, CNNBiLSTM) else 1e-3)
+    lr = lr or getattr(model, "lr", 1e-4 if isinstance(model, CNNBiLSTM) else 1e-3)
     _check_fit(model, rec, epochs, batch_size, lr)
     history = model.img_shape[0]
     train, valid = split_frames(rec.train, split, fractions, history, seed)[:2]
@@ -358,10 +364,14 @@ def fit(
         train, valid = frozen_features(model, train), frozen_features(model, valid)
         model.standardise(train.features)
     if clip > 1: train, valid = Clips(train), Clips(valid)
+    at_once = batch_size
+    if hasattr(model, "stretches"):  # the model says what it trains on, and where it starts
+        train, valid, at_once = *(model.stretches(f, rec.blocks) for f in (train, valid)), -(-batch_size//4)
+        module.first = train
     with _quiet():
         loop = _trainer(out, epochs, patience, progress, **trainer)
-        try: loop.fit(module, DataLoader(train, batch_size, sampler=Shuffled(len(train), seed, clip), collate_fn=ready, drop_last=len(train) % batch_size == 1),  # batchnorm needs two
-                      DataLoader(valid, batch_size, collate_fn=ready),
+        try: loop.fit(module, DataLoader(train, at_once, sampler=Shuffled(len(train), seed, clip), collate_fn=ready, drop_last=len(train) > 1 and len(train) % at_once == 1),  # batchnorm needs two
+                      DataLoader(valid, at_once, collate_fn=ready),
                       ckpt_path=last if last.exists() else None)
         except SystemExit: pass  # how Lightning leaves after Ctrl-C
     if loop.interrupted: raise KeyboardInterrupt(f"stopped in epoch {loop.current_epoch}; the same command with --resume goes on from the last whole epoch")
@@ -422,6 +432,9 @@ def predict(
     part = Part(stimulus, rates, blocks=blocks)
     if not len(np.intersect1d(full_history(part, model.img_shape[0]), np.arange(len(rates)) if index is None else index)): return rates
     frames, device = Frames(part, index, model.img_shape[0], run.scale), next(model.parameters()).device
+    if hasattr(model, "walk"):  # a state that outlasts windows
+        for at, drive in model.walk(stimulus, run.scale, blocks, frames.index): rates[at] = model.output(drive).cpu().numpy()
+        return rates
     batches = Clips(frames) if hasattr(model, "drive_frames") else frames
     for i in range(0, len(frames), batch_size):
         at = range(i, min(i + batch_size, len(frames)))
@@ -451,7 +464,7 @@ def model_for(
     **settings, # hyperparameters that differ from the reference project's
 ) -> nn.Module:
     "A new model with the reference project's hyperparameters, or a baseline, shaped for a recording"
-    published = {} if name in ("ln", "glm") else hyperparams
+    published = {} if name in ("adaptive", "ln", "glm") else hyperparams
     return build_model(name, {**published, "img_shape": [history, *rec.train.stimulus.shape[1:]], "n_units": rec.n_cells, **settings})
 
 def train(
@@ -479,12 +492,12 @@ def train(
 @command
 def retina_train(
     data:str=None, # recording, .h5
-    model:str="bncnn", # bncnn, cnnbilstm, stacked, stackedconv, ln or glm
+    model:str="bncnn", # adaptive, bncnn, cnnbilstm, stacked, stackedconv, ln or glm
     history:int=1, # frames of stimulus in a window
     split:str="blocked", # blocked, stratified or random
     epochs:int=100, # at most
     batch_size:int=32, # frames
-    lr:float=None, # learning rate; 1e-4 for cnnbilstm, else 1e-3
+    lr:float=None, # learning rate; 1e-4 for cnnbilstm, 0.02 for adaptive, else 1e-3
     cells:str=None, # cells by index or name, 0,1 or cell01,cell02, or well-isolated; all if not given
     response:str="firing_rate_10ms", # binned, firing_rate_5ms, firing_rate_10ms or firing_rate_20ms
     scale:str="unit", # unit, zscore or raw
