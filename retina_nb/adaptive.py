@@ -58,7 +58,7 @@ def maybe(v):
 
 class AdaptiveSubunits(RateModel):
     "ON and OFF subunits with centre and surround, rectified, pooled by each cell under a gain control that remembers seconds"
-    lr = .02 # learning rate that suits it
+    lr = .03 # learning rate that suits it
     defaults = dict(img_shape=(40, 50, 50), n_units=9,
         subunits=12, # of each pathway of a cell
         n_basis=12, # functions of time that stand for the history
@@ -169,10 +169,10 @@ class Stretches(Dataset):
         f, span, x, where, missing, y = self.frames, self.before + self.length, [], [], [], []
         for i, (first, start, end, t) in enumerate(self.found[k] for k in items):
             at = np.arange(first - self.before - f.history + 1, first + self.length).clip(start, end - 1)
-            x.append(f.stimulus[at[0]:at[-1] + 1][at - at[0]])
+            x.append(f.stimulus.index_select(0, torch.from_numpy(at).to(f.rates.device)))
             where.append(torch.from_numpy(i*span + t - first + self.before))
             missing.append(start - first + self.before)
-            y.append(f.rates[torch.from_numpy(t)])
+            y.append(f.rates[torch.from_numpy(t).to(f.rates.device)])
         return (torch.stack(x), (torch.cat(where), self.before, torch.tensor(missing))), torch.cat(y)
 
 @patch
@@ -308,8 +308,8 @@ def fit_output(self:AdaptiveSubunits,
 def optimizer(self:AdaptiveSubunits,
     lr, # learning rate
 ): # what Lightning takes
-    "Adam, with a rate that rises for 20 steps and then falls as 1/step"
+    "Adam, with a rate that rises for 5 steps and then falls as 1/step"
     faster = dict(place=3, log_weight=2)
     adam = torch.optim.Adam([dict(params=[p], lr=lr*faster.get(name, 1)) for name, p in self.named_parameters() if p.requires_grad], betas=(.9, .99))
-    rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (step + 1)/20)/(1 + step/300))
+    rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (step + 1)/5)/(1 + step/300))
     return dict(optimizer=adam, lr_scheduler=dict(scheduler=rate, interval="step"))
