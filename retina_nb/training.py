@@ -334,8 +334,8 @@ def fit(
     fractions=(.9, .1), # of the training movie, for training and validation; the repeated test movie is never touched
     scale="unit", # unit, zscore or raw
     epochs=100, # at most
-    batch_size=32, # frames; of AdaptiveSubunits, stretches of 75 frames
-    lr=None, # learning rate of Adam; 1e-4 for CNNBiLSTM, 0.02 for AdaptiveSubunits, else 1e-3
+    batch_size=32, # frames; AdaptiveSubunits takes a quarter as many stretches of 300 frames
+    lr=None, # learning rate of Adam; 1e-4 for CNNBiLSTM, 0.03 for AdaptiveSubunits, else 1e-3
     patience=10, # epochs without a better validation correlation before stopping; 0 never stops early
     seed=0, # of the split, the order of the frames, noise and dropout
     resume=False, # go on with the run in `out`, if there is one
@@ -497,7 +497,7 @@ def retina_train(
     split:str="blocked", # blocked, stratified or random
     epochs:int=100, # at most
     batch_size:int=32, # frames
-    lr:float=None, # learning rate; 1e-4 for cnnbilstm, 0.02 for adaptive, else 1e-3
+    lr:float=None, # learning rate; 1e-4 for cnnbilstm, 0.03 for adaptive, else 1e-3
     cells:str=None, # cells by index or name, 0,1 or cell01,cell02, or well-isolated; all if not given
     response:str="firing_rate_10ms", # binned, firing_rate_5ms, firing_rate_10ms or firing_rate_20ms
     scale:str="unit", # unit, zscore or raw
