@@ -850,7 +850,7 @@ protocols = {
     "honest": dict(history=40, split="blocked", batch_size=64, scale="zscore", epochs=100, patience=10),
     "reference": dict(history=1, split="random", batch_size=32, scale="raw", epochs=100, patience=0)}
 
-laptop = {"ln": {}, "bncnn": dict(chans=[8, 16], softplus=True, noise=.05), "stacked": {}, "cnnbilstm": dict(chans=[4, 8], hidden=32, softplus=True, noise=.05)}
+laptop = {"ln": {}, "adaptive": {}, "bncnn": dict(chans=[8, 16], softplus=True, noise=.05), "stacked": {}, "cnnbilstm": dict(chans=[4, 8], hidden=32, softplus=True, noise=.05)}
 
 @call_parse
 @command
@@ -862,7 +862,7 @@ def retina_demo(
     epochs:int=None, # for each model; the protocol's own if not given
     seed:int=0, # of the simulation, the split and the training
 ):
-    "Simulate a recording, train a baseline and the three models, and write the table, the report and the figures"
+    "Simulate a recording, train a baseline, the three models and our own, and write the table, the report and the figures"
     if protocol not in protocols: raise Problem(f"--protocol: expected {' or '.join(protocols)}, found '{protocol}'")
     if epochs is not None and epochs < 1: raise Problem(f"--epochs: expected 1 or more, found {epochs}")
     out, options = _folder(out), dict(protocols[protocol], seed=seed, resume=True)
@@ -872,7 +872,7 @@ def retina_demo(
     rec, runs = Recording(path), []
     print(rec)
     for name, settings in laptop.items():
-        if name == "ln" and protocol == "reference": continue  # one frame is no filter
+        if name in ("ln", "adaptive") and protocol == "reference": continue  # one frame is no filter
         print(f"\n{name}", flush=True)
         settings = dict(settings if protocol == "honest" else {}, **({"base": str(out/"bncnn")} if name == "stacked" else {}))
         short = dict(lr=3e-3, **({} if data else dict(limit_train_batches=120))) if name == "cnnbilstm" and protocol == "honest" else {}  # the slowest by far: a taste of it
@@ -885,7 +885,7 @@ def retina_demo(
 @command
 def retina_leak(
     data:str=None, # recording, .h5
-    model:str="bncnn", # bncnn, cnnbilstm, stacked, stackedconv, ln or glm
+    model:str="bncnn", # adaptive, bncnn, cnnbilstm, stacked, stackedconv, ln or glm
     history:int=1, # frames of stimulus in a window
     epochs:int=4, # for each split
     seed:int=0, # of weights, split and order

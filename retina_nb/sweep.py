@@ -172,7 +172,7 @@ def sweep_figure(
 @command
 def retina_sweep(
     data:str=None, # recording, .h5
-    model:str="bncnn", # bncnn, cnnbilstm, stacked, stackedconv, ln or glm
+    model:str="bncnn", # adaptive, bncnn, cnnbilstm, stacked, stackedconv, ln or glm
     space:str="lr=1e-4:1e-2:log", # what varies: "lr=1e-4:1e-2:log chans=[8,8],[8,16] noise=0,.05"; hyperparameters, and history, batch_size, lr and scale
     search:str="random", # random, or grid: every combination
     trials:int=20, # of a random search, over all processes
