@@ -6,7 +6,7 @@
 __all__ = ['CNNBiLSTM']
 
 # %% ../nbs/03_cnnbilstm.ipynb #3d3ee7ec
-import math
+import math, torch
 from torch import nn
 from .data import Problem
 from .bncnn import GaussianNoise, RateModel, batch_norm, hyperparams, map_shape, number, one, output, rules
@@ -48,7 +48,12 @@ class CNNBiLSTM(RateModel):
         frames, # the distinct frames of a batch, (n, height, width)
         where, # the places of each window's frames among them, (batch, history)
     ): # drive at the newest frame of each window, (batch, n_units)
-        return self.read(self.features(frames.unsqueeze(1))[where])
+        lstm, n = self.bilstm, 8*self.bilstm.hidden_size
+        first = self.features(frames.unsqueeze(1)) @ torch.cat([lstm.weight_ih_l0, lstm.weight_ih_l0_reverse]).T
+        same, start = torch.eye(n).to(first).chunk(2), first.new_zeros(2*lstm.num_layers, len(where), lstm.hidden_size)
+        weights = dict(lstm.named_parameters(), weight_ih_l0=same[0], weight_ih_l0_reverse=same[1])
+        states, *_ = torch.lstm(first[where], (start, start), list(weights.values()), True, lstm.num_layers, lstm.dropout, self.training, True, True)
+        return self.batch_norm_out(self.fc(states[:, -1]))
 
     def drive(self, x):
         frames = self.accept(x).flatten(0, 1).unsqueeze(1)

@@ -475,6 +475,7 @@ def _trainer(out, epochs, patience, progress, **more):
     "Lightning's Trainer with our checkpoints, early stopping and logs"
     kept = dict(dirpath=out, save_on_train_epoch_end=True, enable_version_counter=False)
     callbacks = [*[Progress()]*progress, ModelCheckpoint(filename="best", monitor="valid_corr", mode="max", **kept), ModelCheckpoint(filename="last", **kept)]
+    callbacks += more.pop("callbacks", [])
     if patience: callbacks.append(EarlyStopping("valid_corr", mode="max", patience=patience, check_finite=False, check_on_train_epoch_end=True))
     try: return L.Trainer(max_epochs=epochs, callbacks=callbacks, logger=TensorBoardLogger(out, name=None, version="tensorboard"), num_sanity_val_steps=0,
                           use_distributed_sampler=False, enable_progress_bar=progress, enable_model_summary=False, log_every_n_steps=50, **more)
@@ -499,7 +500,7 @@ def fit(
     progress=True, # show a progress bar
     on_epoch=None, # called with each row of the history, a dict; training stops where it returns True
     precision="auto", # 32-true, 16-mixed, bf16-mixed, …; auto: 32-true on a CPU, on a GPU what is faster of that and bfloat16
-    **trainer, # passed on to Lightning's Trainer: accelerator, devices, num_nodes, strategy, limit_train_batches, …
+    **trainer, # passed on to Lightning's Trainer: accelerator, devices, num_nodes, strategy, callbacks, limit_train_batches, …
 ) -> Run:
     "Train a model on a recording and leave a run folder; can be stopped and resumed"
     keep_memory()
@@ -523,7 +524,7 @@ def fit(
         model=type(model).__name__, hyperparams=hp, params=sum(p.numel() for p in model.parameters()),
         data=str(rec.path.resolve()), checksum=checksum(rec.path), session=rec.session, cells=list(rec.cells), response=rec.response, hz=rec.hz, blocks=rec.blocks.tolist(),
         history=history, split=split, fractions=list(fractions), scale=scale, scaling=vars(train.scale), seed=seed,
-        batch_size=batch_size, lr=lr, epochs=epochs, patience=patience, in_memory=not lazy, trainer={k: str(v) for k, v in dict(trainer, precision=precision).items()},
+        batch_size=batch_size, lr=lr, epochs=epochs, patience=patience, in_memory=not lazy, trainer={k: str(v) for k, v in dict(trainer, precision=precision).items() if k != "callbacks"},
         versions={"python": platform.python_version(), **{p: version(p) for p in ("torch", "lightning", "numpy")}}), resume)
     if hasattr(model, "solve"): return load_run(out) if (out/"model.pth").exists() else _solve(model, train, valid, rec.train, out, progress)
     module, last = FiringRates(model, train.scale, lr, seed, out), out/"last.ckpt"
