@@ -26,10 +26,11 @@ def alone(recording, tmp_path_factory):  # noqa: F811
 
 
 def check_same(run, alone):
-    "The same loss curve, scores and weights, within rounding"
+    "The same loss curve, scores and weights, within rounding, which grows with every step"
     a, b = (r.history.drop(columns="seconds") for r in (alone, run))
-    pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-5)
-    for x, y in zip(alone.model.state_dict().values(), run.model.state_dict().values()): torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-5)
+    pd.testing.assert_frame_equal(a[:2], b[:2], rtol=1e-5, atol=1e-6)
+    pd.testing.assert_frame_equal(a, b, rtol=1e-3, atol=1e-3)
+    for x, y in zip(alone.model.state_dict().values(), run.model.state_dict().values()): torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
     assert alone.results["best_epoch"] == run.results["best_epoch"]
 
 
