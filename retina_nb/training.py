@@ -318,10 +318,11 @@ def room(device): # bytes
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
 
 class OnDevice(L.Callback):
-    "Moves the data of two loaders to the device that computes, where there is room for twice as much, else page-locks their batches; and measures how a GPU computes fastest"
+    "In each process: takes its share, moves the data of two loaders to the device that computes, where there is room for twice as much, else page-locks their batches; measures how a GPU computes fastest"
     def __init__(self, train, valid, halves): self.train, self.valid, self.halves = train, valid, halves
     def setup(self, loop, module, stage):
         train, valid, device = self.train.dataset, self.valid.dataset, module.device
+        self.train.batch_sampler.rank = self.valid.batch_sampler.rank = loop.global_rank  # known only in the process itself, where it is a fork
         if 2*train.nbytes < room(device): train.to(device), valid.to(device, like=train)
         else: self.train.pin_memory = self.valid.pin_memory = device.type == "cuda"
         if device.type == "cuda": self.choose(loop, module)
@@ -531,7 +532,7 @@ def fit(
         train, valid = frozen_features(model, train), frozen_features(model, valid)
         model.standardise(train.features)
     if clip > 1: train, valid = Clips(train), Clips(valid)
-    order, batches = Shuffled(len(train), seed, clip, **mixed), dict(batch_size=batch_size, rank=rank, world=world)
+    order, batches = Shuffled(len(train), seed, clip, **mixed), dict(batch_size=batch_size, world=world)
     load = dict(collate_fn=ready, num_workers=workers*lazy, persistent_workers=lazy and workers > 0)
     loaders = (DataLoader(train, batch_sampler=Batches(order, least=max(2, world), **batches), **load),  # batchnorm needs two samples
                DataLoader(valid, batch_sampler=Batches(range(len(valid)), **batches), **load))
