@@ -62,27 +62,34 @@ def poisson_loss(
 
 # %% ../nbs/05_training.ipynb #585909a3
 def corr_in_batch(
-    y, # (batch, n_units)
-    yhat, # (batch, n_units)
-): # scalar
+    y, # (..., batch, n_units)
+    yhat, # (..., batch, n_units)
+): # (...)
     "Pearson correlation inside one batch, 0 where either side is constant, mean over cells"
-    constant = (y == y[:1]).all(0) | (yhat == yhat[:1]).all(0)
-    y, yhat = y - y.mean(0), yhat - yhat.mean(0)
-    r = (y*yhat).sum(0)/(y.norm(dim=0)*yhat.norm(dim=0)).clamp_min(1e-12)
-    return r.where(~constant, 0).mean()
+    constant = (y == y[..., :1, :]).all(-2) | (yhat == yhat[..., :1, :]).all(-2)
+    y, yhat = y - y.mean(-2, keepdim=True), yhat - yhat.mean(-2, keepdim=True)
+    r = (y*yhat).sum(-2)/(y.norm(dim=-2)*yhat.norm(dim=-2)).clamp_min(1e-12)
+    return r.where(~constant, 0).mean(-1)
 
 class Scores(nn.Module):
-    "Loss, correlation over the whole split, and the reference's batch correlation"
+    "Loss, correlation over the whole split, and the reference's batch correlation; batches of one size are scored many at a time"
     def __init__(self, n_units):
         super().__init__()
         own = dict(sync_on_compute=False)  # of several processes each scores whole batches, see below
-        self.loss, self.batch_corr, self.corr = MeanMetric(**own), MeanMetric(**own), PearsonCorrCoef(num_outputs=n_units, **own)
+        self.loss, self.batch_corr, self.corr, self.waiting = MeanMetric(**own), MeanMetric(**own), PearsonCorrCoef(num_outputs=n_units, **own), []
     def update(self, y, yhat, loss):
-        self.loss.update(loss, weight=len(y))
+        if self.waiting and (len(self.waiting) == 32 or self.waiting[0][0].shape != y.shape): self.score()
+        self.waiting.append((y, yhat, loss))
+    def score(self):
+        if not self.waiting: return
+        y, yhat, loss = map(torch.stack, zip(*self.waiting))
+        self.waiting = []
+        self.loss.update(loss, weight=y.shape[1])
         self.batch_corr.update(corr_in_batch(y, yhat))
-        self.corr.update(yhat.squeeze(1), y.squeeze(1))
+        self.corr.update(yhat.flatten(0, 1).squeeze(1), y.flatten(0, 1).squeeze(1))
     def compute(self):
         "The scores since the last call, as floats"
+        self.score()
         found = {"loss": self.loss.compute(), "corr": self.corr.compute().nanmean(), "batch_corr": self.batch_corr.compute()}
         for metric in self.children(): metric.reset()
         return {k: v.item() for k, v in found.items()}
@@ -318,10 +325,11 @@ def room(device): # bytes
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
 
 class OnDevice(L.Callback):
-    "Moves the data of two loaders to the device that computes, where there is room for twice as much, else page-locks their batches; and measures how a GPU computes fastest"
+    "In each process: takes its share, moves the data of two loaders to the device that computes, where there is room for twice as much, else page-locks their batches; measures how a GPU computes fastest"
     def __init__(self, train, valid, halves): self.train, self.valid, self.halves = train, valid, halves
     def setup(self, loop, module, stage):
         train, valid, device = self.train.dataset, self.valid.dataset, module.device
+        self.train.batch_sampler.rank = self.valid.batch_sampler.rank = loop.global_rank  # known only in the process itself, where it is a fork
         if 2*train.nbytes < room(device): train.to(device), valid.to(device, like=train)
         else: self.train.pin_memory = self.valid.pin_memory = device.type == "cuda"
         if device.type == "cuda": self.choose(loop, module)
@@ -534,7 +542,7 @@ def fit(
         train, valid = frozen_features(model, train), frozen_features(model, valid)
         model.standardise(train.features)
     if clip > 1: train, valid = Clips(train), Clips(valid)
-    order, batches = Shuffled(len(train), seed, clip, **mixed), dict(batch_size=batch_size, rank=rank, world=world, least=max(2, world))  # batchnorm needs two samples
+    order, batches = Shuffled(len(train), seed, clip, **mixed), dict(batch_size=batch_size, world=world, least=max(2, world))  # batchnorm needs two samples
     if hasattr(model, "stretches"):  # the model says what it trains on, and where it starts
         train, valid = (model.stretches(f, rec.blocks) for f in (train, valid))
         module.first, order, batches = train, Shuffled(len(train), seed), dict(batch_size=-(-batch_size//4))

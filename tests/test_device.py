@@ -7,12 +7,19 @@ import torch
 
 import retina_nb.training as training
 from retina_nb.data import Frames, Part, Recording, write_recording
-from retina_nb.training import Clips, Features, FiringRates, OnDevice, fit, model_for, quickest
+from retina_nb.training import Batches, Clips, Features, FiringRates, OnDevice, fit, model_for, quickest
 
 
 class Rec:
     rng = np.random.default_rng(0)
     train, n_cells = Part(rng.integers(0, 256, (400, 9, 10), dtype=np.uint8), rng.gamma(.2, 20, (400, 2)).astype(np.float32)), 2
+
+
+class Loader:
+    def __init__(self, dataset): self.dataset, self.pin_memory, self.batch_sampler = dataset, False, Batches(range(len(dataset)), 8, world=4)
+
+
+class Loop: global_rank = 3
 
 
 def module(name="bncnn"):
@@ -60,8 +67,6 @@ def test_every_way_trains(tmp_path, monkeypatch, in_bfloat16):
 
 def test_batches_are_made_on_the_device():
     "Every tensor of a batch is where the data were moved; validation takes the movie that training has there"
-    class Loader:
-        def __init__(self, dataset): self.dataset, self.pin_memory = dataset, False
     m = module()
     for kind in (lambda f: f, Clips):
         train, valid = Loader(kind(Frames(Rec.train, history=3))), Loader(kind(Frames(Rec.train, range(50), history=3)))
@@ -73,17 +78,15 @@ def test_batches_are_made_on_the_device():
             assert x.device.type == y.device.type == "meta" and x.shape == (3, 3, 9, 10)
     assert Features(torch.zeros(5, 3), torch.zeros(5, 2)).to("meta").__getitems__([0, 1])[0].device.type == "meta"
     train, valid = Loader(Frames(Rec.train, history=3)), Loader(Frames(Rec.train, range(50), history=3))
-    OnDevice(train, valid, [False]).setup(None, m, "fit")
-    assert not train.pin_memory and valid.dataset.stimulus is train.dataset.stimulus
+    OnDevice(train, valid, [False]).setup(Loop, m, "fit")
+    assert train.batch_sampler.rank == valid.batch_sampler.rank == 3 and not train.pin_memory and valid.dataset.stimulus is train.dataset.stimulus
 
 
 def test_no_room(monkeypatch):
-    class Loader:
-        def __init__(self, dataset): self.dataset, self.pin_memory = dataset, False
     class OnGpu:
         device = torch.device("cuda")
     train, valid = Loader(Frames(Rec.train, history=3)), Loader(Frames(Rec.train, range(50), history=3))
     monkeypatch.setattr(training, "room", lambda device: 1.9*train.dataset.nbytes)
     monkeypatch.setattr(OnDevice, "choose", lambda *_: None)
-    OnDevice(train, valid, [False]).setup(None, OnGpu, "fit")
+    OnDevice(train, valid, [False]).setup(Loop, OnGpu, "fit")
     assert train.pin_memory and valid.pin_memory and train.dataset.stimulus.device.type == "cpu"
