@@ -6,7 +6,7 @@
 __all__ = ['heartbeat', 'parse_space', 'draw', 'trials_table', 'sweep', 'sweep_figure', 'retina_sweep']
 
 # %% ../nbs/12_sweep.ipynb #88fe69b0
-import ast, json, warnings
+import ast, json, time, warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,6 +18,7 @@ from optuna.samplers import GridSampler, RandomSampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from .data import Problem, Recording, command, whole
 from .training import checksum, models, parse_settings, train
@@ -70,11 +71,19 @@ heartbeat = 10  # seconds between signs of life of a process
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of the heartbeat
 
+def _storage(path, tries=5):
+    "The file of a study; two processes that make it at the same moment disturb each other, so the later one tries again"
+    try: return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}, heartbeat_interval=heartbeat, grace_period=3*heartbeat,
+                           heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback())
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as e:
+        if tries == 1: raise Problem(f"{path}: expected the study of a sweep, cannot open it ({str(e).splitlines()[0]}); use another --out") from None
+        time.sleep(.5)
+        return _storage(path, tries - 1)
+
 def _study(out, search, space, seed, settings):
     "The study in a folder: a new one, or the one that is there if it asks the same question"
     out.mkdir(parents=True, exist_ok=True)
-    storage = RDBStorage(f"sqlite:///{out/'sweep.db'}", engine_kwargs={"connect_args": {"timeout": 60}}, heartbeat_interval=heartbeat, grace_period=3*heartbeat,
-                         heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback())
+    storage = _storage(out/"sweep.db")
     sampler = GridSampler(space, seed) if search == "grid" else RandomSampler(seed)
     study = optuna.create_study(storage=storage, sampler=sampler, pruner=optuna.pruners.MedianPruner(), study_name="sweep", direction="maximize", load_if_exists=True)
     asked, there = json.loads(json.dumps(settings)), study.user_attrs

@@ -75,7 +75,7 @@ from retina_nb.data import Recording
 from retina_nb.training import train
 torch.set_num_threads(1)
 rec = Recording(sys.argv[1])
-train(rec, "bncnn", sys.argv[2], 4, dict(chans=[2, 3], ksizes=[3, 3], noise=0), batch_size=62, epochs=8, accelerator="cpu", devices=2, strategy="ddp_notebook", progress=False)
+train(rec, "bncnn", sys.argv[2], 4, dict(chans=[2, 3], ksizes=[3, 3], noise=0), batch_size=62, epochs=5, accelerator="cpu", devices=2, strategy="ddp_notebook", progress=False)
 """
 
 

@@ -91,3 +91,8 @@ def test_mistake_in_shell(recording, tmp_path):  # noqa: F811
     p = start(recording, tmp_path/"sweep", "--space", "lr=2:1")
     out, err = p.communicate()
     assert p.returncode == 2 and "--space: expected a range" in err and err.count("\n") == 1 and not (tmp_path/"sweep").exists()
+
+
+def test_damaged_study(recording, tmp_path):  # noqa: F811
+    (tmp_path/"sweep.db").write_bytes(b"no study"*1000)
+    with pytest.raises(Problem, match="sweep.db: expected the study of a sweep"): retina_sweep(data=str(recording), out=str(tmp_path))
