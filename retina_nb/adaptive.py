@@ -38,18 +38,19 @@ def leaky_mean(
 
 # %% ../nbs/11_adaptive.ipynb #cbfdab8b
 class Saturating(nn.Module):
-    "Softplus with a gain and a ceiling for each cell"
+    "Softplus with a gain, a ceiling and a spontaneous rate for each cell"
     def __init__(self, n_units):
         super().__init__()
-        self.log_gain, self.log_ceiling = nn.Parameter(torch.zeros(n_units)), nn.Parameter(torch.full((n_units,), math.log(200)))
+        self.log_gain, self.log_ceiling, self.log_floor = (nn.Parameter(torch.full((n_units,), math.log(rate))) for rate in (1, 200, .02))
     def forward(self,
         drive, # (..., n_units)
     ): # rates, Hz
         x = self.log_gain.exp()*F.softplus(drive)
-        return x/(1 + x*(-self.log_ceiling).exp())
+        return x/(1 + x*(-self.log_ceiling).exp()) + self.log_floor.exp()
     def log(self, drive):
         "Log of the rate, finite wherever the drive is"
-        return self.log_gain + log_softplus(drive) - torch.log1p(self.log_gain.exp()*F.softplus(drive)*(-self.log_ceiling).exp())
+        above = self.log_gain + log_softplus(drive) - torch.log1p(self.log_gain.exp()*F.softplus(drive)*(-self.log_ceiling).exp())
+        return torch.logaddexp(above, self.log_floor.expand_as(above))
 
 # %% ../nbs/11_adaptive.ipynb #0ea14840
 def maybe(v):
@@ -57,8 +58,8 @@ def maybe(v):
     return v if v is None else one(v)
 
 class AdaptiveSubunits(RateModel):
-    "ON and OFF subunits with centre and surround, rectified, pooled by each cell under a gain control that remembers seconds"
-    lr = .03 # learning rate that suits it
+    "Rectified ON and OFF subunits with centre and surround, near ones that excite and far ones that inhibit, under a gain control that remembers seconds"
+    lr, pathways = .03, 4 # learning rate that suits it; ON and OFF, near and from afar
     defaults = dict(img_shape=(40, 50, 50), n_units=9,
         subunits=12, # of each pathway of a cell
         n_basis=12, # functions of time that stand for the history
@@ -68,7 +69,7 @@ class AdaptiveSubunits(RateModel):
         | {k: (maybe, "None or a positive whole number") for k in ("pool", "window")}
     def __init__(self, **given):
         super().__init__(**given)
-        h, n = self.hyperparams, self.n_units
+        h, n, P = self.hyperparams, self.n_units, self.pathways
         self.history, self.size = self.img_shape[0], h["pool"] or max(1, round(max(self.img_shape[1:])/50))
         self.frame = [-(-s//self.size) for s in self.img_shape[1:]]
         self.window = [min(h["window"] or -(-max(self.frame)//2), s) for s in self.frame]
@@ -76,10 +77,10 @@ class AdaptiveSubunits(RateModel):
         corner = torch.tensor([(s - w)//2 for s, w in zip(self.frame, self.window)]).repeat(n, 1)
         for name, value in dict(basis=basis, corner=corner, grey=torch.tensor(.5), unit=torch.ones(n)).items(): self.register_buffer(name, value)
         def each(value, *shape): return nn.Parameter(torch.full((n, *shape), float(value)))
-        self.place = nn.Parameter(torch.tensor([(s - 1)/2 for s in self.frame]) + torch.randn(n, 2, J, 2)*max(self.frame)/15) # row and column, pooled pixels
-        self.log_width, self.log_ratio = each(math.log(max(self.frame)/40), 2), each(math.log(1.5), 2)  # of the centre; how much wider the surround is
-        self.time = nn.Parameter(torch.randn(n, 2, 2, len(basis)))  # pathway, centre and surround
-        self.threshold, self.log_power, self.log_weight = each(0, 2), each(0, 2), each(-math.log(2*J), 2, J)
+        self.place = nn.Parameter(torch.tensor([(s - 1)/2 for s in self.frame]) + torch.randn(n, P, J, 2)*max(self.frame)/15) # row and column, pooled pixels
+        self.log_width, self.log_ratio = each(math.log(max(self.frame)/40), P), each(math.log(1.5), P)  # of the centre; how much wider the surround is
+        self.time = nn.Parameter(torch.randn(n, P, 2, len(basis)))  # pathway, centre and surround
+        self.threshold, self.log_power, self.log_weight = each(0, P), each(0, P), each(-math.log(P*J), P, J)
         self.share, self.log_tau = each(0), each(math.log(100))  # of the gain control: how strong, how long (frames)
         self.slope, self.bias = each(1), each(0)
         self.output = Saturating(n)
@@ -101,32 +102,32 @@ def subunits(self:AdaptiveSubunits,
     x, # scaled frames, (batch, time, height, width)
 ): # (n_units, pathways, subunits, batch, time - history + 1)
     "What drives each subunit, before rectification"
-    x, (h, w) = pool(x, self.size).float() - self.grey, self.window
+    x, (h, w) = pool(x, self.size) - self.grey, self.window
     n = -(-x.shape[1]//60)*60  # a length that suits the FFT
-    with torch.autocast(x.device.type, enabled=False):
-        seen = torch.stack([f.flatten(3).flatten(0, 2) @ x[..., i:i + h, j:j + w].flatten(2).flatten(0, 1).T for f, (i, j) in zip(self.fields(), self.corner.tolist())])
-        kernels = torch.fft.rfft((self.time @ self.basis).flip(-1), n)[:, :, :, None, None]
-        seen = torch.fft.rfft(seen.view(*kernels.shape[:3], -1, *x.shape[:2]), n)
-        return torch.fft.irfft((seen*kernels).sum(2), n)[..., self.history - 1:x.shape[1]]
+    seen = torch.stack([f.flatten(3).flatten(0, 2) @ x[..., i:i + h, j:j + w].flatten(2).flatten(0, 1).T for f, (i, j) in zip(self.fields(), self.corner.tolist())])
+    kernels = torch.fft.rfft((self.time @ self.basis).flip(-1), n)[:, :, :, None, None]
+    seen = torch.fft.rfft(seen.view(*kernels.shape[:3], -1, *x.shape[:2]), n)
+    return torch.fft.irfft((seen*kernels).sum(2), n)[..., self.history - 1:x.shape[1]]
 
 # %% ../nbs/11_adaptive.ipynb #83caf256
 @patch
-def excitation(self:AdaptiveSubunits,
+def currents(self:AdaptiveSubunits,
     x, # scaled frames, (batch, time, height, width)
-): # (batch, time - history + 1, n_units), about 1 on average
+): # (2, batch, time - history + 1, n_units): excitation, about 1 on average, and inhibition
     "What all subunits of a cell say together"
     def across(p): return p[:, :, None, None, None]
     u = (self.subunits(x) - across(self.threshold)).clamp_min(1e-4)**across(self.log_power.exp())
-    return torch.einsum("npjbt,npj->btn", u, self.log_weight.exp())/self.unit
+    return torch.einsum("nqpjbt,nqpj->qbtn", u.unflatten(1, (2, -1)), self.log_weight.exp().unflatten(1, (2, -1)))/self.unit
 
 @patch
 def adapted(self:AdaptiveSubunits,
-    e, # excitation, (batch, time, n_units)
-    usual, # its leaky mean before, (batch, n_units)
+    currents, # excitation and inhibition, (2, batch, time, n_units)
+    usual, # leaky mean of the excitation before, (batch, n_units)
 ): # drive, (batch, time, n_units); the leaky mean at the end
     "Divide by what has been usual, then slope and threshold"
-    a, share = leaky_mean(e, self.log_tau.exp(), usual), self.share.sigmoid()
-    return self.slope*e/(1 - share + share*a) + self.bias, a[:, -1]
+    (e, i), share = currents, self.share.sigmoid()
+    a = leaky_mean(e, self.log_tau.exp(), usual)
+    return self.slope*(e - i)/(1 - share + share*a) + self.bias, a[:, -1]
 
 # %% ../nbs/11_adaptive.ipynb #ee6de74a
 @patch
@@ -134,8 +135,10 @@ def drive(self:AdaptiveSubunits,
     x, # windows, (batch, history, height, width), scaled
 ): # (batch, n_units)
     "Drive of single windows: before its first frame, that frame stood still; the slow state starts at the window's mean excitation"
-    e = self.excitation(torch.cat([self.accept(x)[:, :1].expand(-1, self.history - 1, -1, -1), x], 1))
-    return self.adapted(e, e.mean(1))[0][:, -1]
+    still = self.accept(x)[:, :1].expand(-1, self.history - 1, -1, -1)
+    with torch.autocast(x.device.type, enabled=False):  # there is no FFT in half precision
+        both = self.currents(torch.cat([still, x], 1).float())
+        return self.adapted(both, both[0].mean(1))[0][:, -1]
 
 @patch
 def drive_stretches(self:AdaptiveSubunits,
@@ -143,10 +146,12 @@ def drive_stretches(self:AdaptiveSubunits,
     at, # which of their frames are wanted, how many come before, how many of these the block does not have: see `Stretches`
 ): # (frames, n_units)
     "Drive of the wanted frames of stretches"
-    (where, before, missing), e = at, self.excitation(x)
-    usual = torch.where(missing[:, None] >= 0, 0, e[:, :max(before, 1)].mean(1))
-    e = e*(torch.arange(e.shape[1], device=e.device) >= missing[:, None])[..., None]
-    return self.adapted(e, usual)[0].flatten(0, 1)[where]
+    where, before, missing = at
+    with torch.autocast(x.device.type, enabled=False):
+        both = self.currents(x.float())
+        usual = torch.where(missing[:, None] >= 0, 0, both[0, :, :max(before, 1)].mean(1))
+        there = torch.arange(both.shape[2], device=x.device) >= missing[:, None]
+        return self.adapted(both*there[..., None], usual)[0].flatten(0, 1)[where]
 
 # %% ../nbs/11_adaptive.ipynb #3aaa6a96
 class Stretches(Dataset):
@@ -165,6 +170,7 @@ class Stretches(Dataset):
         self.found = [(first[i], starts[block[i]], ends[block[i]], t) for i, t in zip(cut, np.split(index, cut[1:]))]
     def __len__(self): return len(self.found)
     def to(self, device, like=None):
+        "Move movie and rates to the device that computes"
         self.frames.to(device, like and like.frames)
         return self
     def __getitems__(self, items):
@@ -200,7 +206,7 @@ def walk(self:AdaptiveSubunits,
         for i in range(start, here[-1] + 1 if len(here) else start, chunk):
             at = np.arange(i - self.history + 1, min(i + chunk, here[-1] + 1)).clip(start)
             x = torch.from_numpy(np.asarray(movie[at[0]:at[-1] + 1]))[at - at[0]]
-            drive, usual = self.adapted(self.excitation(scale(x.to(usual.device))[None]), usual)
+            drive, usual = self.adapted(self.currents(scale(x.to(usual.device))[None]), usual)
             found = here[(here >= i) & (here < i + chunk)]
             yield found, drive[0, found - i]
 
@@ -237,6 +243,7 @@ def first_look(
     "Roughly where, how wide and when each cell looks, from a coarse movie and its local contrast"
     side, basis = max(1, round(max(frames.stimulus.shape[1:])/13)), cosine_basis(frames.history, min(8, frames.history))
     shown, found = Pooled(frames, side), []
+    shown.rates = shown.rates.cpu()
     h, w = shown.movie.shape[1:]
     def seen(): return features(shown.movie, basis, shown.index)
     def contrast(): return (pool(x.unflatten(1, (-1, h, w))**2, 2).flatten(1) for x in seen())
@@ -265,9 +272,9 @@ def start(self:AdaptiveSubunits,
     centers, j = (torch.stack(centers).float() + .5)/self.size - .5, torch.arange(self.log_weight.shape[2])
     sunflower = 1.3*((j + .5)/len(j)).sqrt()[:, None]*torch.stack([(2.4*j).sin(), (2.4*j).cos()], 1)
     course = torch.stack(course) @ self.basis.T.cpu()
-    weight = torch.tensor([[1., 1.] if a else [1., .2] for a in alike])/len(j)
-    found = dict(corner=(centers - window/2 + .5).round().clamp(min=0).minimum(frame - window), place=centers[:, None, None] + spread[..., None, None]*sunflower, log_width=(spread/2).log(),
-                 time=torch.stack([course, -course], 1)[:, :, None]*torch.tensor([1, -.5])[:, None], log_weight=weight.log()[..., None])
+    wide, weight = torch.tensor([1, 1, 3, 3]), torch.tensor([[1, 1 if a else .2, .05, .05] for a in alike])/len(j)
+    found = dict(corner=(centers - window/2 + .5).round().clamp(min=0).minimum(frame - window), place=centers[:, None, None] + spread[..., None, None]*sunflower*wide[:, None, None], log_width=(wide*spread/2).log(),
+                 time=torch.stack([course, -course]*2, 1)[:, :, None]*torch.tensor([1, -.5])[:, None], log_weight=weight.log()[..., None])
     for name, value in found.items(): getattr(self, name).copy_(value)
     self.calibrate(stretches)
 
@@ -282,7 +289,7 @@ def calibrate(self:AdaptiveSubunits,
                for i in range(0, len(some), 4) for (x, (where, before, missing)), y in [stretches.__getitems__(some[i:i + 4])]]
     self.grey.copy_(torch.stack([x.mean() for x, *_ in batches]).mean())
     self.time /= torch.stack([self.subunits(x).flatten(2).square().mean(2) for x, *_ in batches]).mean(0).sqrt().clamp_min(1e-6)[..., None, None]
-    self.unit.copy_(torch.stack([self.excitation(x).mean((0, 1)) for x, *_ in batches]).mean(0).clamp_min(1e-6))
+    self.unit.copy_(torch.stack([self.currents(x)[0].mean((0, 1)) for x, *_ in batches]).mean(0).clamp_min(1e-6))
     self.slope.fill_(1); self.bias.fill_(0)
     self.fit_output(torch.cat([self.drive_stretches(x, at) for x, at, _ in batches]), torch.cat([y for *_, y in batches]))
 
@@ -292,7 +299,8 @@ def fit_output(self:AdaptiveSubunits,
     y, # rates, (frames, n_units) Hz
 ):
     "Slope, threshold and gain of the output by maximum likelihood"
-    self.output.log_gain.copy_((3*y.mean(0)).clamp_min(1e-3).log())
+    mean = y.mean(0).clamp_min(1e-3)
+    self.output.log_gain.copy_((3*mean).log()); self.output.log_floor.copy_((.01*mean).log())
     self.slope.copy_(1/(.3*v.std(0)).clamp_min(1e-3))
     self.bias.copy_(-self.slope*v.kthvalue(max(1, int(.85*len(v))), 0)[0])
     parts = [self.slope, self.bias, self.output.log_gain]

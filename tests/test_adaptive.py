@@ -71,7 +71,7 @@ def test_unusual_recordings(tmp_path, more, history):
     if "silent" in more: assert rates[history:, 0].max() < 1
 
 
-@pytest.mark.parametrize("split", ["random", "stratified"])
-def test_splits_of_single_frames(recording, tmp_path, split):
-    run = train(Recording(recording), "adaptive", tmp_path/"run", history=6, epochs=1, progress=False, split=split)
+@pytest.mark.parametrize("more", [dict(split="random"), dict(split="stratified"), dict(precision="bf16-mixed", accelerator="cpu")], ids=str)
+def test_splits_and_precision(recording, tmp_path, more):
+    run = train(Recording(recording), "adaptive", tmp_path/"run", history=6, epochs=1, progress=False, **more)
     assert np.isfinite(run.results["valid_loss"])
