@@ -1,0 +1,34 @@
+"The benchmark's command, and its arithmetic; the measurements themselves run in the notebook"
+import re
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import retina_nb.benchmarks as benchmarks
+from retina_nb.benchmarks import machine, retina_bench, side_by_side, timed
+from retina_nb.data import Problem
+
+
+def test_side_by_side():
+    "In turn, and the median of the ratios"
+    asked = []
+    def one(name, seconds): return lambda: asked.append(name) or seconds.pop(0)
+    ours, other, ratio = side_by_side(one("a", [1., 9., 2.]), one("b", [2., 9., 6.]), rounds=3)
+    assert asked == ["a", "b"]*3 and (ours, other, ratio) == (2., 6., 2.)
+    assert timed(lambda: time.sleep(.01), 3, warm=1) >= .03
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    "A table and a figure; neither tells the name of the machine, nor a path on it"
+    table = pd.DataFrame(dict(what=["loop / bare step", "lazily / in memory", "memory"], first=[3., 2., 1.], second=[1., 2., 5.], unit="samples/s", ratio=[3., .5, np.nan]))
+    asked = []
+    monkeypatch.setattr(benchmarks, "run_benchmarks", lambda **how: asked.append(how) or table)
+    retina_bench(out=str(tmp_path/"bench"), quick=True)
+    retina_bench(out=str(tmp_path/"bench"), frames=360_000)
+    assert asked == [benchmarks.quick_form, dict(frames=360_000)]
+    assert sorted(p.name for p in (tmp_path/"bench").iterdir()) == ["benchmarks.csv", "benchmarks.png"]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path/"bench/benchmarks.csv"), table)
+    assert "/" not in machine().replace("Hz / ", "") and re.search(r"\d+ threads?, torch \d", machine())
+    with pytest.raises(Problem, match="--frames"): retina_bench(out=str(tmp_path/"x"), frames=10)
