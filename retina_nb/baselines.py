@@ -66,7 +66,7 @@ class Pooled:
         like=None, # a Pooled whose centring is taken, and whose movie where it is the same
     ):
         self.source, self.index, self.order = frames.movie, *torch.from_numpy(frames.index).sort()
-        self.rates = frames.rates[self.index]
+        self.rates = frames.rates.cpu()[self.index]
         if like and like.source is self.source: self.movie, self.shift = like.movie, like.shift
         else:
             pieces = (torch.from_numpy(self.source[i:i + 2048]) for i in range(0, len(self.source), 2048))

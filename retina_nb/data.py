@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from fastcore.script import call_parse
+from scipy.linalg import solveh_banded
 from scipy.ndimage import gaussian_filter1d
 from torch.utils.data import Dataset
 
@@ -302,6 +303,21 @@ class Part:
         "Repeats in the unit of `rates`, where the unit of the file allows it: (repeats, time, n_cells)"
         if self.repeats is None or self.unit != "binned" or self.response == "binned": return self.repeats
         return smooth(self.repeats.swapaxes(0, 1), responses[self.response], self.hz).swapaxes(0, 1)
+
+# %% ../nbs/00_data.ipynb #56af0ad1
+@patch(as_prop=True)
+def repeat_counts(self:Part) -> np.ndarray: # (repeats, time, n_cells), or None
+    "Spikes in each frame of every repeat: as the file has them, or found again from its smoothed rates where that is possible"
+    if self.repeats is None or self.unit == "binned": return self.repeats
+    width = responses[self.unit or "binned"]*self.hz
+    reach = int(4*width + .5)
+    if not 0 < reach < len(self)//3: return None
+    kernel = smooth(np.eye(2*reach + 1)[reach], width/self.hz, self.hz)[reach:]  # a spike in one frame, as a rate from there on
+    rates = self.repeats.swapaxes(0, 1).reshape(len(self), -1).astype(float)
+    try: counts = solveh_banded(np.repeat(kernel[:, None], len(self), 1), rates, lower=True).round()
+    except np.linalg.LinAlgError: return None
+    off = np.abs(smooth(counts, width/self.hz, self.hz) - rates)[reach:-reach].max()  # a sample may be missing at an end
+    return counts.reshape(len(self), len(self.repeats), -1).swapaxes(0, 1).astype(np.float32) if off <= 1e-3*max(rates.max(), 1) else None
 
 # %% ../nbs/00_data.ipynb #99083efb
 class Recording:

@@ -34,6 +34,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import MeanMetric, PearsonCorrCoef
 
+from .adaptive import AdaptiveSubunits
 from .baselines import GLM, LN
 from .bncnn import BNCNN, Exponential, hyperparams
 from .cnnbilstm import CNNBiLSTM
@@ -43,10 +44,11 @@ from .stacked import LinearStackedBNCNN, StackedConvBNCNN
 # %% ../nbs/05_training.ipynb #0886db0b
 def log_rate(
     drive, # what the model computes before its output nonlinearity, any shape
-    output, # the output nonlinearity: Exponential or Softplus
+    output, # the output nonlinearity: Exponential, Softplus, or one that has its own `log`
 ): # log of output(drive), finite wherever drive is
     "Log of the firing rate, computed from the drive"
     if isinstance(output, Exponential): return drive
+    if hasattr(output, "log"): return output.log(drive)
     if isinstance(output, nn.Softplus): return torch.where(drive < -15, drive, output(drive.clamp(min=-15)).log())  # softplus(u) is e^u down there
     return (output(drive) + 1e-8).log()
 
@@ -171,10 +173,10 @@ def gathered(
 def drive_batch(
     model, # a model of this package
     scale, # a Scaling
-    x, # windows in 8 bits; or (distinct frames in 8 bits, where they belong); or features that are computed already
+    x, # windows in 8 bits; or (distinct frames in 8 bits, where they belong); or (stretches in 8 bits, (what is wanted of them)); or features that are computed already
 ): # drive, (batch, n_units) float32
-    "The drive of a model for a batch in any of its three forms"
-    if isinstance(x, (tuple, list)): return model.drive_frames(scale(x[0]), x[1]).float()
+    "The drive of a model for a batch in any of its forms"
+    if isinstance(x, (tuple, list)): return (model.drive_stretches if isinstance(x[1], (tuple, list)) else model.drive_frames)(scale(x[0]), x[1]).float()
     return (model.head_drive(x) if x.is_floating_point() else model.drive(scale(x))).float()
 
 # %% ../nbs/05_training.ipynb #bae17ef1
@@ -188,7 +190,7 @@ class FiringRates(L.LightningModule):
         out, # run folder, for history.csv
     ):
         super().__init__()
-        self.model, self.scale, self.lr, self.seed, self.out, self.rows, self.in_bfloat16 = model, scale, lr, seed, Path(out), [], False
+        self.model, self.scale, self.lr, self.seed, self.out, self.rows, self.in_bfloat16, self.on_epoch, self.first = model, scale, lr, seed, Path(out), [], False, None, None
         self.train_scores, self.valid_scores = Scores(model.n_units), Scores(model.n_units)
     def drive(self, x):
         with torch.autocast(self.device.type, torch.bfloat16) if self.in_bfloat16 else nullcontext(): return drive_batch(self.model, self.scale, x)
@@ -208,7 +210,9 @@ class FiringRates(L.LightningModule):
         if i % 50 == 0 or self.trainer.is_last_batch: self.check_finite(loss)
         return share
     def validation_step(self, batch, i): self.score(batch, self.valid_scores, self.trainer.val_dataloaders.batch_sampler.size(i))
-    def configure_optimizers(self): return torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=self.lr, fused=self.device.type in ("cpu", "cuda"))
+    def configure_optimizers(self):
+        if hasattr(self.model, "optimizer"): return self.model.optimizer(self.lr)
+        return torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=self.lr, fused=self.device.type in ("cpu", "cuda"))
 
 # %% ../nbs/05_training.ipynb #5b4fdfca
 @patch
@@ -218,7 +222,9 @@ def check_finite(self:FiringRates, loss):
                                                f"use a lower learning rate than {self.lr:g}, or look for outliers in the rates")
 
 @patch
-def on_train_epoch_start(self:FiringRates): self.started = time.perf_counter()
+def on_train_epoch_start(self:FiringRates):
+    self.started = time.perf_counter()
+    if self.first is not None and self.current_epoch == 0: self.model.start(self.first)  # its time counts
 
 @patch
 def on_train_batch_start(self:FiringRates, batch, i):
@@ -233,6 +239,7 @@ def on_train_epoch_end(self:FiringRates):
     if self.trainer.is_global_zero:  # over several processes, one writes
         with whole(self.out/"history.csv") as f: pd.DataFrame(self.rows).to_csv(f, index=False)
         if self.trainer.progress_bar_callback: self.trainer.progress_bar_callback.say(self.rows[-1])
+    if self.on_epoch and self.on_epoch(self.rows[-1]): self.trainer.should_stop = True
 
 @patch
 def on_save_checkpoint(self:FiringRates, checkpoint): checkpoint["rows"] = self.rows
@@ -358,7 +365,7 @@ def frozen_features(
     return Features(*map(torch.cat, zip(*[(model.features(frames.scale(x.to(device))), y.to(device)) for x, y in batches])))
 
 # %% ../nbs/05_training.ipynb #fe776f6e
-models = {"bncnn": BNCNN, "cnnbilstm": CNNBiLSTM, "stacked": LinearStackedBNCNN, "stackedconv": StackedConvBNCNN, "ln": LN, "glm": GLM}
+models = {"adaptive": AdaptiveSubunits, "bncnn": BNCNN, "cnnbilstm": CNNBiLSTM, "stacked": LinearStackedBNCNN, "stackedconv": StackedConvBNCNN, "ln": LN, "glm": GLM}
 
 def write_json(path, value):
     with whole(path) as f: f.write_text(json.dumps(value, indent=2) + "\n")
@@ -492,20 +499,21 @@ def fit(
     fractions=(.9, .1), # of the training movie, for training and validation; the repeated test movie is never touched
     scale="unit", # unit, zscore or raw
     epochs=100, # at most
-    batch_size=32, # frames, all processes together
-    lr=None, # learning rate of Adam; 1e-4 for CNNBiLSTM, else 1e-3
+    batch_size=32, # frames, all processes together; AdaptiveSubunits takes a quarter as many stretches of 300 frames
+    lr=None, # learning rate of Adam; 1e-4 for CNNBiLSTM, 0.03 for AdaptiveSubunits, else 1e-3
     patience=10, # epochs without a better validation correlation before stopping; 0 never stops early
     seed=0, # of the split, the order of the frames, noise and dropout
     resume=False, # go on with the run in `out`, if there is one
     workers=2, # processes that read ahead, where the recording is not in memory
     progress=True, # show a progress bar
+    on_epoch=None, # called with each row of the history, a dict; training stops where it returns True
     precision="auto", # 32-true, 16-mixed, bf16-mixed, …; auto: 32-true on a CPU, on a GPU what is faster of that and bfloat16
     **trainer, # passed on to Lightning's Trainer: accelerator, devices, num_nodes, strategy, callbacks, limit_train_batches, …
 ) -> Run:
     "Train a model on a recording and leave a run folder; can be stopped and resumed"
     keep_memory()
     out, hp = Path(out), model.hyperparams
-    lr = lr or (1e-4 if isinstance(model, CNNBiLSTM) else 1e-3)
+    lr = lr or getattr(model, "lr", 1e-4 if isinstance(model, CNNBiLSTM) else 1e-3)
     _check_fit(model, rec, epochs, batch_size, lr)
     history = model.img_shape[0]
     train, valid = split_frames(rec.train, split, fractions, history, seed)[:2]
@@ -518,6 +526,7 @@ def fit(
     halves = (False, True) if precision == "auto" else (False,)
     with _quiet(): loop = _trainer(out, epochs, patience, progress, precision="32-true" if precision == "auto" else precision, **trainer)
     rank, world = loop.global_rank, loop.world_size
+    if hasattr(model, "stretches") and world > 1: raise Problem(f"devices: expected 1 for {type(model).__name__}, which trains in one process, found {world}; use --devices 1")
     if batch_size % world: raise Problem(f"batch_size: expected a multiple of {world}, since {world} processes share a batch, found {batch_size}; use {-(-batch_size//world)*world}, or other --devices")
     if rank == 0: _start_folder(out, dict(
         model=type(model).__name__, hyperparams=hp, params=sum(p.numel() for p in model.parameters()),
@@ -527,15 +536,19 @@ def fit(
         versions={"python": platform.python_version(), **{p: version(p) for p in ("torch", "lightning", "numpy")}}), resume)
     if hasattr(model, "solve"): return load_run(out) if (out/"model.pth").exists() else _solve(model, train, valid, rec.train, out, progress)
     module, last = FiringRates(model, train.scale, lr, seed, out), out/"last.ckpt"
+    module.on_epoch = on_epoch
     if hasattr(model, "head_drive"):
         if world == 1: model.to(loop.strategy.root_device)
         train, valid = frozen_features(model, train), frozen_features(model, valid)
         model.standardise(train.features)
     if clip > 1: train, valid = Clips(train), Clips(valid)
-    order, batches = Shuffled(len(train), seed, clip, **mixed), dict(batch_size=batch_size, world=world)
+    order, batches = Shuffled(len(train), seed, clip, **mixed), dict(batch_size=batch_size, world=world, least=max(2, world))  # batchnorm needs two samples
+    if hasattr(model, "stretches"):  # the model says what it trains on, and where it starts
+        train, valid = (model.stretches(f, rec.blocks) for f in (train, valid))
+        module.first, order, batches = train, Shuffled(len(train), seed), dict(batch_size=-(-batch_size//4))
     load = dict(collate_fn=ready, num_workers=workers*lazy, persistent_workers=lazy and workers > 0)
-    loaders = (DataLoader(train, batch_sampler=Batches(order, least=max(2, world), **batches), **load),  # batchnorm needs two samples
-               DataLoader(valid, batch_sampler=Batches(range(len(valid)), **batches), **load))
+    loaders = (DataLoader(train, batch_sampler=Batches(order, **batches), **load),
+               DataLoader(valid, batch_sampler=Batches(range(len(valid)), **{**batches, "least": 1}), **load))
     loop.callbacks.append(OnDevice(*loaders, halves))
     with _quiet():
         try: loop.fit(module, *loaders, ckpt_path=last if last.exists() else None)
@@ -604,6 +617,9 @@ def predict(
     part = Part(stimulus, rates, blocks=blocks)
     if not len(np.intersect1d(full_history(part, model.img_shape[0]), np.arange(len(rates)) if index is None else index)): return rates
     frames, device = Frames(part, index, model.img_shape[0], run.scale), next(model.parameters()).device
+    if hasattr(model, "walk"):  # a state that outlasts windows
+        for at, drive in model.walk(stimulus, run.scale, blocks, frames.index): rates[at] = model.output(drive).cpu().numpy()
+        return rates
     batches = Clips(frames) if hasattr(model, "drive_frames") else frames
     for i in range(0, len(frames), batch_size):
         at = range(i, min(i + batch_size, len(frames)))
@@ -633,7 +649,7 @@ def model_for(
     **settings, # hyperparameters that differ from the reference project's
 ) -> nn.Module:
     "A new model with the reference project's hyperparameters, or a baseline, shaped for a recording"
-    published = {} if name in ("ln", "glm") else hyperparams
+    published = {} if name in ("adaptive", "ln", "glm") else hyperparams
     return build_model(name, {**published, "img_shape": [history, *rec.train.stimulus.shape[1:]], "n_units": rec.n_cells, **settings})
 
 def train(
@@ -652,7 +668,7 @@ def train(
     if name != "stacked": return fit(model_for(rec, name, history, **settings), rec, out, lr=lr, **options)
     own = {k: settings.pop(k) for k in ("head", "hidden", "pool") if k in settings}
     base = settings.pop("base", None)
-    base = load_run(base) if base else train(rec, "bncnn", Path(out)/"bncnn", history, settings, **{**options, "resume": True})
+    base = load_run(base) if base else train(rec, "bncnn", Path(out)/"bncnn", history, settings, **{**options, "resume": True, "on_epoch": None})
     if base.config["model"] != "BNCNN": raise Problem(f"{base.path}: expected a run of BNCNN as base of a stacked model, found {base.config['model']}")
     return fit(LinearStackedBNCNN(base.model, **own), rec, out, lr=lr, **options)
 
@@ -661,12 +677,12 @@ def train(
 @command
 def retina_train(
     data:str=None, # recording, .h5
-    model:str="bncnn", # bncnn, cnnbilstm, stacked, stackedconv, ln or glm
+    model:str="bncnn", # adaptive, bncnn, cnnbilstm, stacked, stackedconv, ln or glm
     history:int=1, # frames of stimulus in a window
     split:str="blocked", # blocked, stratified or random
     epochs:int=100, # at most
     batch_size:int=32, # frames, all processes together
-    lr:float=None, # learning rate; 1e-4 for cnnbilstm, else 1e-3
+    lr:float=None, # learning rate; 1e-4 for cnnbilstm, 0.03 for adaptive, else 1e-3
     cells:str=None, # cells by index or name, 0,1 or cell01,cell02, or well-isolated; all if not given
     response:str="firing_rate_10ms", # binned, firing_rate_5ms, firing_rate_10ms or firing_rate_20ms
     scale:str="unit", # unit, zscore or raw

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +13,9 @@ import torch
 from retina_nb import results
 from retina_nb.bncnn import BNCNN, hyperparams
 from retina_nb.data import Problem, Recording, write_recording
-from retina_nb.results import beside_published, cells_table, columns, differences, evaluate, pearson, results_table, retina_demo, retina_results, write_results
+from retina_nb.results import beside_published, cells_table, columns, differences, evaluate, headline, pearson, results_table, retina_demo, retina_results, write_results
 from retina_nb.stacked import LinearStackedBNCNN
-from retina_nb.training import fit, load_run, predict
+from retina_nb.training import fit, load_run, predict, train
 
 
 def record(path, seed=0, repeats=3, test=500, cells=3):
@@ -206,3 +207,32 @@ def test_leak(tmp_path):
     assert (tmp_path/"leak/leak.png").stat().st_size > 1000 and "leak.csv" in p.stdout
     p = shell(tmp_path, "retina_leak", "--data", "nowhere.h5")
     assert p.returncode == 2 and p.stderr.startswith("retina_leak: nowhere.h5")
+
+
+def test_glm_with_and_without_spike_history(tmp_path):
+    rec = Recording(record(tmp_path/"noise.h5"))
+    runs = [train(rec, "glm", tmp_path/"glm", history=6, progress=False), train(rec, "ln", tmp_path/"ln", history=6, progress=False)]
+    table = results_table(runs)
+    assert table.model.tolist()[-1] == "GLM with spike history" and set(table.model) == {"GLM", "LN", "GLM with spike history"}
+    assert not differences(runs).model.str.contains("spike").any() and "GLM with spike history" not in headline(runs)
+    told, glm, counts = runs[0]._with_spikes, runs[0].model, rec.test.repeat_counts
+    np.testing.assert_allclose(counts.mean(0), rec.test.counts, atol=1e-6)
+    for t in (5, 17, 444):  # one window of one repeat after the other
+        x = runs[0].scale(torch.from_numpy(rec.test.stimulus[None, t - 5:t + 1]))
+        past = [np.pad(c, ((40, 0), (0, 0)))[None, t:t + 40] for c in counts]
+        expected = [glm.with_history(x, torch.from_numpy(p)).detach().numpy()[0] for p in past]
+        np.testing.assert_allclose(told.trials[1][:, t], expected, rtol=2e-3, atol=1e-2)
+        np.testing.assert_allclose(evaluate(told)["test"][2][t], np.mean(expected, 0), rtol=2e-3, atol=1e-2)
+    flat, rates = counts.reshape(-1, 3), told.trials[1].reshape(-1, 3)/rec.hz
+    known = np.isfinite(rates).all(1)
+    n, p, mean = flat[known], rates[known], flat[known].mean(0)
+    assert table.bits_per_spike.iloc[-1] == pytest.approx(((n*np.log2(p/mean)).sum(0) - (p - mean).sum(0)/np.log(2)).dot(1/n.sum(0))/3, abs=1e-5)
+
+
+def test_glm_where_the_spikes_of_repeats_are_unknown(tmp_path):
+    path = record(tmp_path/"noise.h5")
+    with h5py.File(path, "r+") as f:
+        for cell in f["test/repeats"]: f[f"test/repeats/{cell}"][:] *= 1.1
+    table = results_table([train(Recording(path), "glm", tmp_path/"glm", history=6, progress=False)]).set_index("model")
+    assert np.isnan(table.test_corr["GLM with spike history"]) and table.val_corr.notna().all() and table.test_corr["GLM"] > 0
+    write_results([load_run(tmp_path/"glm")], tmp_path/"out")

@@ -1,0 +1,77 @@
+"What the notebook can't show in a cell: stopping and resuming through the command, movies in pieces, unusual recordings"
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from retina_nb.data import Recording, write_recording
+from retina_nb.results import results_table
+from retina_nb.training import load_run, predict, retina_predict, retina_train, train
+
+
+def record(path, shape, cells=2, frames=1500, hz=100, silent=False, still=False):
+    "Noise, and cells that follow a pixel of it"
+    rng = np.random.default_rng(0)
+
+    def movie(n): return np.full((n, *shape), 90, np.uint8) if still else rng.integers(0, 256, (n, *shape), dtype=np.uint8)
+
+    def spikes(m):
+        rate = np.maximum(0, 128. - m.reshape(len(m), -1)[:, :cells])/4
+        if silent: rate[:, 0] = 0
+        return [np.repeat(np.arange(len(k)), k)/hz for k in rng.poisson(np.roll(rate, 2, 0)/100).T]
+
+    shown, test = movie(frames), movie(400)
+    return write_recording(path, shown, spikes(shown), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)], hz=hz, blocks=[0, frames//2])
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory): return record(tmp_path_factory.mktemp("adaptive")/"noise.h5", (12, 12))
+
+
+def test_stop_resume_predict(recording, tmp_path):
+    "A run that was prolonged is the run that was not stopped; predictions come from the folder alone"
+    args = dict(data=str(recording), model="adaptive", history=6, accelerator="cpu")
+    retina_train(**args, epochs=4, out=str(tmp_path/"whole"))
+    retina_train(**args, epochs=2, out=str(tmp_path/"stopped"))
+    retina_train(**args, epochs=4, out=str(tmp_path/"stopped"), resume=True)
+    a, b = load_run(tmp_path/"whole"), load_run(tmp_path/"stopped")
+    pd.testing.assert_frame_equal(a.history.drop(columns="seconds"), b.history.drop(columns="seconds"), check_exact=True)
+    for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()): assert torch.equal(x, y)
+    assert a.config["lr"] == .03 and a.config["model"] == "AdaptiveSubunits"
+
+    retina_predict(run=str(tmp_path/"whole"), data=str(recording), part="train", out=str(tmp_path/"rates.npz"))
+    rates = np.load(tmp_path/"rates.npz")["rates"]
+    assert np.flatnonzero(np.isnan(rates).all(1)).tolist() == [*range(5), *range(750, 755)]
+    assert 0 < results_table([a]).test_corr[0] < 1
+
+
+def test_pieces_and_blocks(recording, tmp_path):
+    "Neither the pieces nor the wanted frames change a rate; a block knows nothing of the one before"
+    rec = Recording(recording)
+    run = train(rec, "adaptive", tmp_path/"run", history=6, epochs=1, progress=False)
+    movie, blocks = rec.train.stimulus, rec.blocks
+    whole = predict(run, movie, blocks)
+    some = np.array([7, 300, 301, 760, 1499])
+    part = predict(run, movie, blocks, some)
+    np.testing.assert_allclose(part[some], whole[some], rtol=1e-3)
+    assert np.isnan(np.delete(part, some, 0)).all()
+    np.testing.assert_allclose(predict(run, movie[750:])[5:], whole[755:], rtol=1e-3)
+    model = run.model
+    with torch.no_grad(): pieces = np.concatenate([model.output(u).numpy() for _, u in model.walk(movie, run.scale, blocks, np.arange(len(movie)), chunk=64)])
+    np.testing.assert_allclose(pieces[5:750], whole[5:750], rtol=1e-3)
+
+
+@pytest.mark.parametrize("more, history", [
+    (dict(shape=(6, 7)), 4), (dict(shape=(12, 12)), 1), (dict(shape=(3, 2), cells=1), 5), (dict(shape=(8, 10), silent=True), 8), (dict(shape=(8, 10), still=True), 8),
+    (dict(shape=(120, 90), frames=700), 10), (dict(shape=(1, 40)), 4), (dict(shape=(10, 10), hz=1000), 40), (dict(shape=(10, 10), hz=30), 12)])
+def test_unusual_recordings(tmp_path, more, history):
+    rec = Recording(record(tmp_path/"r.h5", **more))
+    rates = predict(train(rec, "adaptive", tmp_path/"run", history=history, epochs=2, progress=False), rec.test.stimulus)
+    assert np.isfinite(rates[history - 1:]).all() and (rates[history - 1:] >= 0).all()
+    if "silent" in more: assert rates[history:, 0].max() < 1
+
+
+@pytest.mark.parametrize("more", [dict(split="random"), dict(split="stratified"), dict(precision="bf16-mixed", accelerator="cpu")], ids=str)
+def test_splits_and_precision(recording, tmp_path, more):
+    run = train(Recording(recording), "adaptive", tmp_path/"run", history=6, epochs=1, progress=False, **more)
+    assert np.isfinite(run.results["valid_loss"])

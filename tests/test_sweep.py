@@ -1,0 +1,98 @@
+"Sweeps from the shell: the whole road, Ctrl-C, kill, and two processes that share a study"
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from test_training import recording  # noqa: F401 a fixture
+
+from retina_nb.data import Problem
+from retina_nb.sweep import retina_sweep
+from retina_nb.training import load_run
+
+SMALL = ["--set", "ksizes=[3,3] batch_size=64 lr=3e-3", "--history", 4]
+
+
+def start(data, out, *args, heartbeat=1):
+    "retina_sweep, with signs of life every second"
+    script = out.parent/"retina_sweep"
+    script.write_text(f"import sys, retina_nb.sweep as s\ns.heartbeat = {heartbeat}\nsys.exit(s.retina_sweep())\n")
+    return subprocess.Popen([sys.executable, script, "--data", str(data), "--out", str(out), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"})
+
+
+def ended(p):
+    out, err = p.communicate()
+    assert p.returncode == 0 and "Traceback" not in err, err
+    return out
+
+
+def test_grid_by_two_processes(recording, tmp_path):  # noqa: F811
+    args = recording, tmp_path/"sweep", *SMALL, "--search", "grid", "--space", "chans=[2,2],[2,3] noise=0,.1", "--epochs", 1
+    said = "".join(ended(p) for p in [start(*args), start(*args)])
+    table = pd.read_csv(tmp_path/"sweep"/"sweep.csv")
+    places = set(zip(table.chans, table.noise))
+    assert places == {(c, n) for c in ("[2,2]", "[2,3]") for n in (0, .1)} and table.val_corr.is_monotonic_decreasing
+    assert len(table) in (4, 5)  # at the very end both may have picked the last place
+    best = tmp_path/"sweep"/table.run[0]
+    assert (tmp_path/"sweep"/"sweep.png").read_bytes().startswith(b"\x89PNG") and f"retina_results {best}" in said
+    for row in table.itertuples():
+        run = load_run(tmp_path/"sweep"/row.run)
+        assert (str(run.model.hyperparams["chans"]).replace(" ", ""), run.model.hyperparams["noise"]) == (row.chans, row.noise)
+        assert abs(run.results["valid_corr"] - row.val_corr) < 1e-9 and run.config["batch_size"] == 64 and run.config["lr"] == 3e-3
+    before = (tmp_path/"sweep"/"sweep.csv").read_bytes()
+    ended(start(*args))  # nothing is left to do
+    assert (tmp_path/"sweep"/"sweep.csv").read_bytes() == before
+
+
+SEARCH = [*SMALL, "--space", "lr=1e-3:1e-2:log chans=[2,2],[2,3]", "--trials", 2, "--epochs", 4]
+
+
+@pytest.fixture(scope="module")
+def unbroken(recording, tmp_path_factory):  # noqa: F811
+    out = tmp_path_factory.mktemp("unbroken")/"sweep"
+    ended(start(recording, out, *SEARCH))
+    return pd.read_csv(out/"sweep.csv")
+
+
+@pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_stopped_and_taken_up(recording, unbroken, tmp_path, stop, code):  # noqa: F811
+    p = start(recording, tmp_path/"sweep", *SEARCH)
+    while not (tmp_path/"sweep"/"trial000"/"last.ckpt").exists():
+        assert p.poll() is None, p.communicate()
+        time.sleep(.05)
+    p.send_signal(stop)
+    out, err = p.communicate()
+    assert p.returncode == code and "Traceback" not in err, err
+    if stop == signal.SIGKILL: time.sleep(4)  # until it counts as dead
+    ended(start(recording, tmp_path/"sweep", *SEARCH))
+    table = pd.read_csv(tmp_path/"sweep"/"sweep.csv")
+    assert sorted(table.run) == ["trial000", "trial001"] and (table.epochs == 4).all() and (table.state == "done").all()
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), unbroken.drop(columns="seconds"))  # as if it had never been stopped
+
+
+@pytest.mark.parametrize("args, words", [
+    (dict(space="lr"), "--space: expected pairs"),
+    (dict(space="chanels=[2,2],[3,3]"), "chanels"),
+    (dict(search="best"), "--search: expected random or grid"),
+    (dict(search="grid", space="lr=1e-4:1e-2"), "found a range for lr"),
+    (dict(trials=0), "--trials: expected 1 or more"),
+    (dict(model="resnet"), "--model: expected one of"),
+    (dict(set="chans"), "--set: expected pairs"),
+])
+def test_mistakes(recording, tmp_path, args, words):  # noqa: F811
+    with pytest.raises(Problem, match=words): retina_sweep(data=str(recording), out=str(tmp_path/"sweep"), **args)
+
+
+def test_mistake_in_shell(recording, tmp_path):  # noqa: F811
+    p = start(recording, tmp_path/"sweep", "--space", "lr=2:1")
+    out, err = p.communicate()
+    assert p.returncode == 2 and "--space: expected a range" in err and err.count("\n") == 1 and not (tmp_path/"sweep").exists()
+
+
+def test_damaged_study(recording, tmp_path):  # noqa: F811
+    (tmp_path/"sweep.db").write_bytes(b"no study"*1000)
+    with pytest.raises(Problem, match="sweep.db: expected the study of a sweep"): retina_sweep(data=str(recording), out=str(tmp_path))
