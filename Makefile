@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
 
-demo: .venv/.demo  ## simulate a recording, train the three models, write the table and the figures to runs/demo
+demo: .venv/.demo  ## simulate a recording, train a baseline, the three models and our own, write the table and the figures to runs/demo
 	@$(bin)/retina_demo
 
 test: check  ## check the exports, run every notebook as a test, then pytest
