@@ -243,7 +243,6 @@ def first_look(
     "Roughly where, how wide and when each cell looks, from a coarse movie and its local contrast"
     side, basis = max(1, round(max(frames.stimulus.shape[1:])/13)), cosine_basis(frames.history, min(8, frames.history))
     shown, found = Pooled(frames, side), []
-    shown.rates = shown.rates.cpu()
     h, w = shown.movie.shape[1:]
     def seen(): return features(shown.movie, basis, shown.index)
     def contrast(): return (pool(x.unflatten(1, (-1, h, w))**2, 2).flatten(1) for x in seen())

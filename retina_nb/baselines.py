@@ -415,16 +415,13 @@ def recent_spikes(
 class GLM(LN):
     "Poisson GLM: a filter through softplus, and a second one together with the recorded spikes of the past"
     def __init__(self,
-        img_shape=(40, 50, 50), # frames of history, height, width
-        n_units=9, # number of cells
-        n_basis=8, # functions of time that stand for the history
-        pool=None, # pixels along the side of a pooled pixel; None for about 25 pooled pixels across a frame
-        window=11, # side of the window around a cell, pooled pixels
-        rank="full", # "full", or the number of space × time products in a filter
+        *shape, # img_shape and n_units, as of LN
         spike_history=40, # frames of spikes that `with_history` sees
         coupling=False, # whether it sees the spikes of all cells
+        **given, # what else LN takes
     ):
-        super().__init__(img_shape, n_units, n_basis, pool, window, rank)
+        super().__init__(*shape, **given)
+        n_units = self.n_units
         if not (isinstance(spike_history, int) and spike_history >= 1): raise Problem(f"spike_history: expected a whole number of frames, 1 or more, found {spike_history!r}")
         self.hyperparams.update(spike_history=spike_history, coupling=coupling)
         self.output, self.coupling, self.joint = GainSoftplus(n_units), coupling, copy.deepcopy(self.linear)

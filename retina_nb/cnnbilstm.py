@@ -14,6 +14,7 @@ from .bncnn import GaussianNoise, RateModel, batch_norm, hyperparams, map_shape,
 # %% ../nbs/03_cnnbilstm.ipynb #ee36b44e
 class CNNBiLSTM(RateModel):
     "The same convolutional network for every frame, then a bidirectional LSTM over the frames"
+    lr = 1e-4 # learning rate that suits it
     defaults = hyperparams | dict(hidden=128, layers=2, dropout=0.2)
     rules = rules | dict(hidden=(one, 'a positive whole number'), layers=(one, 'a positive whole number'), dropout=(number(0, 1), 'a number from 0 to 1'))
     def __init__(self,

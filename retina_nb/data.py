@@ -232,7 +232,7 @@ def _choose_cells(cells, names, session, path):
             raise Problem(f"{path}: expected a session of {', '.join(well_isolated)} for cells='well-isolated', found '{session}'; give the cells by index or name")
         cells = well_isolated[session]
     chosen = [names.index(c) if c in names else int(c) if str(c).isdecimal() else -1
-              for c in ([cells] if isinstance(cells, str) or not hasattr(cells, "__iter__") else cells)]
+              for c in (cells.split(",") if isinstance(cells, str) else cells if hasattr(cells, "__iter__") else [cells])]
     if not chosen or max(chosen) >= len(names) or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise Problem(f"{path}: cells: expected some of 0 to {len(names) - 1} or {names[0]} to {names[-1]}, each once; found {cells}")
     return chosen

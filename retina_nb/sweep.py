@@ -198,7 +198,7 @@ def retina_sweep(
     "Search for good settings of a model: many runs and one table"
     if data is None: raise Problem("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
     if model not in models: raise Problem(f"--model: expected one of {', '.join(models)}, found '{model}'")
-    rec, out = Recording(data, response, cells.split(",") if cells and cells != "well-isolated" else cells), Path(out or f"runs/sweep_{model}")
+    rec, out = Recording(data, response, cells), Path(out or f"runs/sweep_{model}")
     table = sweep(rec, model, out, space, search, trials, seed, set, history=history, split=split, epochs=epochs, patience=patience)
     if not len(table): return print(f"{out}: no trial has ended yet; another process is at work on them, or was stopped a moment ago: try again in a minute")
     if (table.state != "failed").any():

@@ -35,8 +35,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import MeanMetric, PearsonCorrCoef
 
 from .adaptive import AdaptiveSubunits
-from .baselines import GLM, LN
-from .bncnn import BNCNN, Exponential, hyperparams
+from .baselines import GLM, LN, log_softplus
+from .bncnn import BNCNN, Exponential
 from .cnnbilstm import CNNBiLSTM
 from .data import Frames, LazyMovie, Part, Problem, Recording, Scaling, command, full_history, split_frames, whole
 from .stacked import LinearStackedBNCNN, StackedConvBNCNN
@@ -49,7 +49,7 @@ def log_rate(
     "Log of the firing rate, computed from the drive"
     if isinstance(output, Exponential): return drive
     if hasattr(output, "log"): return output.log(drive)
-    if isinstance(output, nn.Softplus): return torch.where(drive < -15, drive, output(drive.clamp(min=-15)).log())  # softplus(u) is e^u down there
+    if isinstance(output, nn.Softplus): return log_softplus(drive)
     return (output(drive) + 1e-8).log()
 
 def poisson_loss(
@@ -188,9 +188,10 @@ class FiringRates(L.LightningModule):
         lr, # learning rate of Adam
         seed, # of noise and dropout
         out, # run folder, for history.csv
+        on_epoch=None, # called with each row of the history; training stops where it returns True
     ):
         super().__init__()
-        self.model, self.scale, self.lr, self.seed, self.out, self.rows, self.in_bfloat16, self.on_epoch, self.first = model, scale, lr, seed, Path(out), [], False, None, None
+        self.model, self.scale, self.lr, self.seed, self.out, self.rows, self.in_bfloat16, self.on_epoch = model, scale, lr, seed, Path(out), [], False, on_epoch
         self.train_scores, self.valid_scores = Scores(model.n_units), Scores(model.n_units)
     def drive(self, x):
         with torch.autocast(self.device.type, torch.bfloat16) if self.in_bfloat16 else nullcontext(): return drive_batch(self.model, self.scale, x)
@@ -224,7 +225,7 @@ def check_finite(self:FiringRates, loss):
 @patch
 def on_train_epoch_start(self:FiringRates):
     self.started = time.perf_counter()
-    if self.first is not None and self.current_epoch == 0: self.model.start(self.first)  # its time counts
+    if hasattr(self.model, "start") and self.current_epoch == 0: self.model.start(self.trainer.train_dataloader.dataset)  # its time counts
 
 @patch
 def on_train_batch_start(self:FiringRates, batch, i):
@@ -320,6 +321,7 @@ def quickest(
     ways = [(layout, half) for layout in (torch.contiguous_format, torch.channels_last) for half in halves]
     with torch.random.fork_rng(): return min(ways, key=lambda way: step_time(module, batch, *way))
 
+# %% ../nbs/05_training.ipynb #fec91a97
 def room(device): # bytes
     "Free memory of the device; what is on the CPU is there already"
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
@@ -339,7 +341,6 @@ class OnDevice(L.Callback):
         batch = module.transfer_batch_to_device(self.train.dataset.__getitems__(list(range(min(self.train.batch_sampler.batch_size, len(self.train.dataset))))), module.device, 0)
         layout, module.in_bfloat16 = loop.strategy.broadcast(quickest(module, batch, self.halves))
         module.model.to(memory_format=layout)
-
 
 # %% ../nbs/05_training.ipynb #6d537049
 @lru_cache
@@ -489,6 +490,36 @@ def _trainer(out, epochs, patience, progress, **more):
                           use_distributed_sampler=False, enable_progress_bar=progress, enable_model_summary=False, log_every_n_steps=50, **more)
     except (MisconfigurationException, ValueError, TypeError) as e: raise Problem(f"training: expected devices that are here and options of Lightning's Trainer, found: {e}") from None
 
+# %% ../nbs/05_training.ipynb #e4480dce
+def _order(n, model, rec, seed):
+    "The order of n samples: a model that looks at frames one by one gets clips, a movie that is not in memory is read a stretch at a time"
+    history, movie = model.img_shape[0], rec.train.stimulus
+    lazy = dict(stretch=240, together=movie.stretches(240 + history)) if isinstance(movie, LazyMovie) else {}
+    return Shuffled(n, seed, 16 if history > 1 and hasattr(model, "drive_frames") else 1, **lazy)
+
+def _loaders(model, rec, train, valid, batch_size, seed, workers, loop):
+    "Batches of the training and of the validation frames, in the form that the model trains on"
+    world, lazy = loop.world_size, isinstance(rec.train.stimulus, LazyMovie)
+    order, batches = _order(len(train), model, rec, seed), dict(batch_size=batch_size, world=world, least=max(2, world))  # batchnorm needs two samples
+    if hasattr(model, "head_drive"):
+        if world == 1: model.to(loop.strategy.root_device)
+        train, valid = frozen_features(model, train), frozen_features(model, valid)
+        model.standardise(train.features)
+    if order.clip > 1: train, valid = Clips(train), Clips(valid)
+    if hasattr(model, "stretches"):
+        train, valid = (model.stretches(f, rec.blocks) for f in (train, valid))
+        order, batches = Shuffled(len(train), seed), dict(batch_size=-(-batch_size//4))
+    load = dict(collate_fn=ready, num_workers=workers*lazy, persistent_workers=lazy and workers > 0)
+    return (DataLoader(train, batch_sampler=Batches(order, **batches), **load),
+            DataLoader(valid, batch_sampler=Batches(range(len(valid)), **{**batches, "least": 1}), **load))
+
+# %% ../nbs/05_training.ipynb #daf24575
+def _config(model, rec, scaling, **settings):
+    "All that is needed to build the model again and to find its data"
+    return dict(model=type(model).__name__, hyperparams=model.hyperparams, params=sum(p.numel() for p in model.parameters()), history=model.img_shape[0], scaling=vars(scaling),
+                data=str(rec.path.resolve()), checksum=checksum(rec.path), session=rec.session, cells=list(rec.cells), response=rec.response, hz=rec.hz, blocks=rec.blocks.tolist(), in_memory=rec.in_memory,
+                **settings, versions={"python": platform.python_version(), **{p: version(p) for p in ("torch", "lightning", "numpy")}})
+
 # %% ../nbs/05_training.ipynb #c54b5fe6
 def fit(
     model, # a model of this package, its n_units as many as the recording's cells
@@ -512,46 +543,22 @@ def fit(
 ) -> Run:
     "Train a model on a recording and leave a run folder; can be stopped and resumed"
     keep_memory()
-    out, hp = Path(out), model.hyperparams
-    lr = lr or getattr(model, "lr", 1e-4 if isinstance(model, CNNBiLSTM) else 1e-3)
+    out, history, lr = Path(out), model.img_shape[0], lr or getattr(model, "lr", 1e-3)
     _check_fit(model, rec, epochs, batch_size, lr)
-    history = model.img_shape[0]
+    auto, precision = precision == "auto", "32-true" if precision == "auto" else precision
+    with _quiet(): loop = _trainer(out, epochs, patience, progress, precision=precision, **trainer)
+    _check_processes(model, batch_size, loop.world_size)
     train, valid = split_frames(rec.train, split, fractions, history, seed)[:2]
     train = Frames(rec.train, train, history, scale)
-    clip = 16 if history > 1 and hasattr(model, "drive_frames") else 1
-    lazy = isinstance(rec.train.stimulus, LazyMovie)
-    mixed = dict(stretch=240, together=rec.train.stimulus.stretches(240 + history)) if lazy else {}
-    order = range(len(valid)) if hasattr(model, "solve") else Shuffled(len(valid), seed, clip, **mixed)
-    valid = Frames(rec.train, valid[list(order)], history, train.scale)
-    halves = (False, True) if precision == "auto" else (False,)
-    with _quiet(): loop = _trainer(out, epochs, patience, progress, precision="32-true" if precision == "auto" else precision, **trainer)
-    rank, world = loop.global_rank, loop.world_size
-    if hasattr(model, "stretches") and world > 1: raise Problem(f"devices: expected 1 for {type(model).__name__}, which trains in one process, found {world}; use --devices 1")
-    if batch_size % world: raise Problem(f"batch_size: expected a multiple of {world}, since {world} processes share a batch, found {batch_size}; use {-(-batch_size//world)*world}, or other --devices")
-    if rank == 0: _start_folder(out, dict(
-        model=type(model).__name__, hyperparams=hp, params=sum(p.numel() for p in model.parameters()),
-        data=str(rec.path.resolve()), checksum=checksum(rec.path), session=rec.session, cells=list(rec.cells), response=rec.response, hz=rec.hz, blocks=rec.blocks.tolist(),
-        history=history, split=split, fractions=list(fractions), scale=scale, scaling=vars(train.scale), seed=seed,
-        batch_size=batch_size, lr=lr, epochs=epochs, patience=patience, in_memory=not lazy, trainer={k: str(v) for k, v in dict(trainer, precision=precision).items() if k != "callbacks"},
-        versions={"python": platform.python_version(), **{p: version(p) for p in ("torch", "lightning", "numpy")}}), resume)
+    valid = Frames(rec.train, valid if hasattr(model, "solve") else valid[list(_order(len(valid), model, rec, seed))], history, train.scale)
+    rank, last = loop.global_rank, out/"last.ckpt"
+    if rank == 0: _start_folder(out, _config(model, rec, train.scale, split=split, fractions=list(fractions), scale=scale, seed=seed, batch_size=batch_size, lr=lr, epochs=epochs, patience=patience,
+                                             trainer={k: str(v) for k, v in dict(trainer, precision="auto" if auto else precision).items() if k != "callbacks"}), resume)
     if hasattr(model, "solve"): return load_run(out) if (out/"model.pth").exists() else _solve(model, train, valid, rec.train, out, progress)
-    module, last = FiringRates(model, train.scale, lr, seed, out), out/"last.ckpt"
-    module.on_epoch = on_epoch
-    if hasattr(model, "head_drive"):
-        if world == 1: model.to(loop.strategy.root_device)
-        train, valid = frozen_features(model, train), frozen_features(model, valid)
-        model.standardise(train.features)
-    if clip > 1: train, valid = Clips(train), Clips(valid)
-    order, batches = Shuffled(len(train), seed, clip, **mixed), dict(batch_size=batch_size, world=world, least=max(2, world))  # batchnorm needs two samples
-    if hasattr(model, "stretches"):  # the model says what it trains on, and where it starts
-        train, valid = (model.stretches(f, rec.blocks) for f in (train, valid))
-        module.first, order, batches = train, Shuffled(len(train), seed), dict(batch_size=-(-batch_size//4))
-    load = dict(collate_fn=ready, num_workers=workers*lazy, persistent_workers=lazy and workers > 0)
-    loaders = (DataLoader(train, batch_sampler=Batches(order, **batches), **load),
-               DataLoader(valid, batch_sampler=Batches(range(len(valid)), **{**batches, "least": 1}), **load))
-    loop.callbacks.append(OnDevice(*loaders, halves))
+    loaders = _loaders(model, rec, train, valid, batch_size, seed, workers, loop)
+    loop.callbacks.append(OnDevice(*loaders, (False, True) if auto else (False,)))
     with _quiet():
-        try: loop.fit(module, *loaders, ckpt_path=last if last.exists() else None)
+        try: loop.fit(FiringRates(model, train.scale, lr, seed, out, on_epoch), *loaders, ckpt_path=last if last.exists() else None)
         except SystemExit: pass  # how Lightning leaves after Ctrl-C
         except Problem as e: raise Problem(str(e).rpartition("Problem: ")[2]) from None  # a worker puts its traceback before it
     if loop.interrupted:
@@ -570,6 +577,11 @@ def _check_fit(model, rec, epochs, batch_size, lr):
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
         if not value > 0: raise Problem(f"{name}: expected a positive number, found {value}")
     if batch_size < 2: raise Problem("batch_size: expected 2 frames or more, as batch normalisation needs them, found 1")
+
+def _check_processes(model, batch_size, world):
+    "The same for what only several processes make impossible"
+    if hasattr(model, "stretches") and world > 1: raise Problem(f"devices: expected 1 for {type(model).__name__}, which trains in one process, found {world}; use --devices 1")
+    if batch_size % world: raise Problem(f"batch_size: expected a multiple of {world}, since {world} processes share a batch, found {batch_size}; use {-(-batch_size//world)*world}, or other --devices")
 
 def _finish(out, state, epoch):
     "Write the best weights and a summary of the training"
@@ -649,8 +661,7 @@ def model_for(
     **settings, # hyperparameters that differ from the reference project's
 ) -> nn.Module:
     "A new model with the reference project's hyperparameters, or a baseline, shaped for a recording"
-    published = {} if name in ("adaptive", "ln", "glm") else hyperparams
-    return build_model(name, {**published, "img_shape": [history, *rec.train.stimulus.shape[1:]], "n_units": rec.n_cells, **settings})
+    return build_model(name, {"img_shape": [history, *rec.train.stimulus.shape[1:]], "n_units": rec.n_cells, **settings})
 
 def train(
     rec, # Recording
@@ -702,7 +713,7 @@ def retina_train(
     "Train a model on a recording"
     if data is None: raise Problem("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
     if model not in models: raise Problem(f"--model: expected one of {', '.join(models)}, found '{model}'")
-    rec = Recording(data, response, cells.split(",") if cells and cells != "well-isolated" else cells, in_memory=not lazy)
+    rec = Recording(data, response, cells, in_memory=not lazy)
     out = Path(out or f"runs/{model}")
     if seeds and not all(s.isdigit() for s in seeds.split(",")): raise Problem(f"--seeds: expected whole numbers like 0,1,2, found '{seeds}'")
     each = {out/f"seed{s}": int(s) for s in seeds.split(",")} if seeds else {out: seed}

@@ -18,7 +18,7 @@ ARGS = ["--set", SET, "--history", 4, "--batch_size", 62, "--epochs", 5, "--acce
 
 
 @pytest.fixture(scope="module")
-def alone(recording, tmp_path_factory):  # noqa: F811
+def alone(recording, tmp_path_factory):
     "The run of one process"
     out = tmp_path_factory.mktemp("alone")/"run"
     retina_train(data=str(recording), set=SET, history=4, batch_size=62, epochs=5, accelerator="cpu", out=str(out))
@@ -34,7 +34,7 @@ def check_same(run, alone):
     assert alone.results["best_epoch"] == run.results["best_epoch"]
 
 
-def test_two_processes(recording, alone, tmp_path):  # noqa: F811
+def test_two_processes(recording, alone, tmp_path):
     p = shell("retina_train", "--data", recording, *ARGS, "--devices", 2, "--strategy", "ddp", "--out", tmp_path/"run", folder=tmp_path)
     out, err = p.communicate()
     assert p.returncode == 0, err
@@ -44,7 +44,7 @@ def test_two_processes(recording, alone, tmp_path):  # noqa: F811
     check_same(run, alone)
 
 
-def test_stop_and_resume_with_torchrun(recording, alone, tmp_path):  # noqa: F811
+def test_stop_and_resume_with_torchrun(recording, alone, tmp_path):
     "Ctrl-C ends both processes; torchrun goes on with the run"
     args = ["--data", recording, *ARGS, "--devices", 2, "--strategy", "ddp", "--out", tmp_path/"run"]
     p = shell("retina_train", *args, folder=tmp_path)
@@ -61,7 +61,7 @@ def test_stop_and_resume_with_torchrun(recording, alone, tmp_path):  # noqa: F81
     check_same(load_run(tmp_path/"run"), alone)
 
 
-def test_a_batch_must_divide(recording, tmp_path):  # noqa: F811
+def test_a_batch_must_divide(recording, tmp_path):
     rec = Recording(recording)
     with pytest.raises(Problem, match="batch_size: expected a multiple of 2, .* use 64"):
         fit(model_for(rec, chans=[2, 2]), rec, tmp_path/"run", batch_size=63, accelerator="cpu", devices=2, strategy="ddp")
@@ -79,7 +79,7 @@ train(rec, "bncnn", sys.argv[2], 4, dict(chans=[2, 3], ksizes=[3, 3], noise=0), 
 """
 
 
-def test_processes_that_are_forks(recording, alone, tmp_path):  # noqa: F811
+def test_processes_that_are_forks(recording, alone, tmp_path):
     "As in a notebook"
     p = subprocess.run([sys.executable, "-c", fork, recording, tmp_path/"run"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert p.returncode == 0, p.stderr

@@ -30,7 +30,7 @@ def ended(p):
     return out
 
 
-def test_grid_by_two_processes(recording, tmp_path):  # noqa: F811
+def test_grid_by_two_processes(recording, tmp_path):
     args = recording, tmp_path/"sweep", *SMALL, "--search", "grid", "--space", "chans=[2,2],[2,3] noise=0,.1", "--epochs", 1
     said = "".join(ended(p) for p in [start(*args), start(*args)])
     table = pd.read_csv(tmp_path/"sweep"/"sweep.csv")
@@ -52,14 +52,14 @@ SEARCH = [*SMALL, "--space", "lr=1e-3:1e-2:log chans=[2,2],[2,3]", "--trials", 2
 
 
 @pytest.fixture(scope="module")
-def unbroken(recording, tmp_path_factory):  # noqa: F811
+def unbroken(recording, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken")/"sweep"
     ended(start(recording, out, *SEARCH))
     return pd.read_csv(out/"sweep.csv")
 
 
 @pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_stopped_and_taken_up(recording, unbroken, tmp_path, stop, code):  # noqa: F811
+def test_stopped_and_taken_up(recording, unbroken, tmp_path, stop, code):
     p = start(recording, tmp_path/"sweep", *SEARCH)
     while not (tmp_path/"sweep"/"trial000"/"last.ckpt").exists():
         assert p.poll() is None, p.communicate()
@@ -83,16 +83,16 @@ def test_stopped_and_taken_up(recording, unbroken, tmp_path, stop, code):  # noq
     (dict(model="resnet"), "--model: expected one of"),
     (dict(set="chans"), "--set: expected pairs"),
 ])
-def test_mistakes(recording, tmp_path, args, words):  # noqa: F811
+def test_mistakes(recording, tmp_path, args, words):
     with pytest.raises(Problem, match=words): retina_sweep(data=str(recording), out=str(tmp_path/"sweep"), **args)
 
 
-def test_mistake_in_shell(recording, tmp_path):  # noqa: F811
+def test_mistake_in_shell(recording, tmp_path):
     p = start(recording, tmp_path/"sweep", "--space", "lr=2:1")
     out, err = p.communicate()
     assert p.returncode == 2 and "--space: expected a range" in err and err.count("\n") == 1 and not (tmp_path/"sweep").exists()
 
 
-def test_damaged_study(recording, tmp_path):  # noqa: F811
+def test_damaged_study(recording, tmp_path):
     (tmp_path/"sweep.db").write_bytes(b"no study"*1000)
     with pytest.raises(Problem, match="sweep.db: expected the study of a sweep"): retina_sweep(data=str(recording), out=str(tmp_path))
