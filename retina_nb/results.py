@@ -24,10 +24,9 @@ from fastcore.script import call_parse
 from matplotlib.ticker import MaxNLocator
 from scipy.special import xlogy
 
-from .baselines import GLM
 from .data import Frames, Part, Problem, Recording, command, whole
 from .simulation import simulate_recording
-from .training import Run, load_run, parse_settings, predict, train
+from .training import Run, load_runs, parse_settings, predict, train
 
 # %% ../nbs/06_results.ipynb #84e2db3e
 def _numbers(
@@ -349,9 +348,9 @@ def paired(
 
 # %% ../nbs/06_results.ipynb #18cd2df2
 class WithSpikes(Run):
-    "A GLM's run that also sees the recorded spikes of the past, those of the very trial that it predicts"
+    "A run that also sees the recorded spikes of the past, those of the very trial that it predicts"
     def __init__(self,
-        run, # Run of a GLM
+        run, # Run of a model that has learned spike history
     ):
         vars(self).update(vars(run), _model=run.model, config={**run.config, "model": f"{run.config['model']} with spike history"})
         for kept in ("_scored", "_evaluated", "_with_spikes"): vars(self).pop(kept, None)
@@ -427,8 +426,9 @@ def _labels(runs):
     return labels
 
 def _with_spikes(run):
-    "The run, and for a GLM that knows spike history the same once more, seeing the recorded spikes"
-    if not isinstance(run.model, GLM) or isinstance(run, WithSpikes) or run.model.spike_weights.isnan().any(): return [run]
+    "The run, and for a model that knows spike history the same once more, seeing the recorded spikes"
+    weights = getattr(run.model, "spike_weights", None)
+    if weights is None or isinstance(run, WithSpikes) or weights.isnan().any(): return [run]
     if "_with_spikes" not in vars(run): run._with_spikes = WithSpikes(run)
     return [run, run._with_spikes]
 
@@ -452,7 +452,7 @@ def cells_table(
 
 # %% ../nbs/06_results.ipynb #ce517669
 columns = {
-    "model": "class of the model, with the recording and the run's folder where two rows would read the same; 'with spike history' marks a GLM that also sees the recorded spikes up to the frame before, of the very trial that it predicts: another question, so it stands last and is not compared. Smoothed rates contain those spikes, so its correlations can pass the ceiling; judge it by bits_per_spike",
+    "model": "class of the model, with the recording and the run's folder where two rows would read the same; 'with spike history' marks a model that also sees the recorded spikes up to the frame before, of the very trial that it predicts: another question, so it stands last and is not compared. Smoothed rates contain those spikes, so its correlations can pass the ceiling; judge it by bits_per_spike",
     "history": "frames of the movie that the model sees, the newest included",
     "params": "number of parameters, frozen ones included",
     "split": "how training and validation frames were separated: blocked (stretches of seconds, with gaps), stratified or random (single frames: leaks)",
@@ -503,17 +503,19 @@ def differences(
 # %% ../nbs/06_results.ipynb #802767da
 def seeds_table(
     runs, # Runs
-) -> pd.DataFrame: # a row for each model that was trained with several seeds: seeds, and mean and sd of each score
+) -> pd.DataFrame: # a row for each model that was trained with several seeds: seeds, mean and sd of each score, and scores of their mean prediction
     "Mean and standard deviation over runs that differ only in their seed"
     table, groups = results_table(runs), {}
     for i, (_, run, *_) in enumerate(_scored(runs)):
-        same = {k: v for k, v in run.config.items() if k not in ("seed", "scaling", "versions", "blocks")}
-        groups.setdefault(repr(sorted(same.items())), []).append((i, run))
+        groups.setdefault(run.but_seed, []).append((i, run))
     rows = []
     for members in groups.values():
         if len(members) < 2: continue
         scores = table.iloc[[i for i, _ in members]][["train_corr", "val_corr", "test_corr", "cc_norm", "feve", "bits_per_spike"]]
-        rows.append({"model": members[0][1].config["model"], "seeds": len(members), **{c: f"{scores[c].mean():.3f} ± {scores[c].std():.3f}" for c in scores}})
+        y, repeats, mean = members[0][1].recording.test.rates, members[0][1].recording.test.repeat_rates, np.mean([evaluate(run)["test"][2] for _, run in members], 0)
+        together = {"test_corr": _average(pearson(y, mean)), "cc_norm": _average(cc_norm(repeats, mean)) if len(repeats) > 1 else np.nan}
+        rows.append({"model": members[0][1].config["model"], "seeds": len(members), **{c: f"{scores[c].mean():.3f} ± {scores[c].std():.3f}" for c in scores},
+                     **{f"{c} of their mean": f"{v:.3f}" for c, v in together.items()}})
     return pd.DataFrame(rows)
 
 # %% ../nbs/06_results.ipynb #3c2517ba
@@ -700,7 +702,7 @@ def report_sections(
     sections = [("Results", headline(runs), readable(results_table(runs)), None)]
     if silent: sections.append(("Only cells with a signal", silent, readable(results_table(runs, signal_only=True)), None))
     if len(behind := differences(runs)): sections.append(("Differences", "Difference in test correlation from the best model on the same cells, with 95 % intervals from paired resamples; an interval that stays clear of 0 is a real difference.", readable(behind), None))
-    if len(seeds := seeds_table(runs)): sections.append(("Over seeds", "Mean ± standard deviation over runs that differ only in their seed.", seeds, None))
+    if len(seeds := seeds_table(runs)): sections.append(("Over seeds", "Mean ± standard deviation over runs that differ only in their seed, and how well the mean of their predictions does: an ensemble.", seeds, None))
     return sections + [
         ("Cell by cell", "Test correlation with its 95 % interval. Black: the ceiling, with its interval in grey. All numbers are in cells.csv.", None, "cells"),
         ("How far from the best possible", "Each cell's test correlation against its ceiling: a perfect model would lie on the line. Cells whose ceiling is undefined are not drawn here.", None, "ceilings"),
@@ -837,12 +839,12 @@ def _say(runs, out):
 @call_parse
 @command
 def retina_results(
-    runs:_folders, # run folders
+    runs:_folders, # run folders, or folders of them
     out:str="results", # folder to write to
 ):
     "Compare trained models: a table with intervals and ceilings, a report, figures"
     folders = [runs] if isinstance(runs, str) else runs
-    runs = [load_run(r) for r in {str(Path(f).resolve()): f for f in folders}.values()]
+    runs = [run for r in {str(Path(f).resolve()): f for f in folders}.values() for run in load_runs(r)]
     _say(runs, write_results(runs, out))
 
 # %% ../nbs/06_results.ipynb #51ea1917

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['models', 'log_rate', 'poisson_loss', 'corr_in_batch', 'Scores', 'history_row', 'Batches', 'AddUp',
-           'batch_norm_of_all', 'BatchNormOfAll', 'gathered', 'drive_batch', 'FiringRates', 'Shuffled', 'Clips',
-           'Features', 'step_time', 'quickest', 'room', 'OnDevice', 'keep_memory', 'ready', 'frozen_features',
-           'write_json', 'checksum', 'Run', 'build_model', 'load_run', 'Progress', 'fit', 'predict', 'parse_settings',
-           'model_for', 'train', 'retina_train', 'retina_predict']
+           'batch_norm_of_all', 'BatchNormOfAll', 'gathered', 'drive_batch', 'FiringRates', 'log_row', 'Shuffled',
+           'Clips', 'Features', 'step_time', 'quickest', 'room', 'OnDevice', 'keep_memory', 'ready', 'frozen_features',
+           'write_json', 'checksum', 'Run', 'build_model', 'load_run', 'load_runs', 'Progress', 'session_names',
+           'check_core', 'share_core', 'Sessions', 'fit', 'predict', 'parse_settings', 'model_for', 'train',
+           'retina_train', 'retina_predict']
 
 # %% ../nbs/05_training.ipynb #9e3658db
 import ast, copy, ctypes, hashlib, json, logging, platform, sys, time, warnings
@@ -25,9 +26,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from fastcore.basics import patch
 from fastcore.script import call_parse
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -206,10 +207,12 @@ class FiringRates(L.LightningModule):
             loss = poisson_loss(drive, y, self.model.output)
         scores.update(y, self.model.output(drive.detach()), loss.detach())
         return share, loss
-    def training_step(self, batch, i):
-        share, loss = self.score(batch, self.train_scores, self.trainer.train_dataloader.batch_sampler.size(i))
+    def step(self, batch, i, n):
+        "What is minimised: the loss, and the model's own penalty"
+        share, loss = self.score(batch, self.train_scores, n)
         if i % 50 == 0 or self.trainer.is_last_batch: self.check_finite(loss)
-        return share
+        return share + self.model.penalty() if hasattr(self.model, "penalty") else share
+    def training_step(self, batch, i): return self.step(batch, i, self.trainer.train_dataloader.batch_sampler.size(i))
     def validation_step(self, batch, i): self.score(batch, self.valid_scores, self.trainer.val_dataloaders.batch_sampler.size(i))
     def configure_optimizers(self):
         if hasattr(self.model, "optimizer"): return self.model.optimizer(self.lr)
@@ -223,24 +226,39 @@ def check_finite(self:FiringRates, loss):
                                                f"use a lower learning rate than {self.lr:g}, or look for outliers in the rates")
 
 @patch
-def on_train_epoch_start(self:FiringRates):
+def begin(self:FiringRates, data):
+    "Start the clock, and before the first epoch the model"
     self.started = time.perf_counter()
-    if hasattr(self.model, "start") and self.current_epoch == 0: self.model.start(self.trainer.train_dataloader.dataset)  # its time counts
+    if hasattr(self.model, "start") and self.current_epoch == 0: self.model.start(data)  # its time counts
+
+@patch
+def on_train_epoch_start(self:FiringRates): self.begin(self.trainer.train_dataloader.dataset)
+
+@patch
+def write_row(self:FiringRates):
+    "Add this epoch to the history, in memory and in history.csv"
+    self.rows.append(history_row(self.trainer.current_epoch, self.train_scores, self.valid_scores, time.perf_counter() - self.started))
+    if self.trainer.is_global_zero:  # over several processes, one writes
+        with whole(self.out/"history.csv") as f: pd.DataFrame(self.rows).to_csv(f, index=False)
+    return self.rows[-1]
+
+def log_row(
+    module, # the LightningModule
+    row, # of the history, a dict
+    on_epoch, # called with it
+):
+    "Log an epoch, say it, and stop where `on_epoch` returns True"
+    for k, v in row.items():
+        if k != "epoch": module.log(k, v, prog_bar=k in ("train_corr", "valid_corr"))
+    if module.trainer.is_global_zero and module.trainer.progress_bar_callback: module.trainer.progress_bar_callback.say(row)
+    if on_epoch and on_epoch(row): module.trainer.should_stop = True
 
 @patch
 def on_train_batch_start(self:FiringRates, batch, i):
     if i == 0: torch.manual_seed(self.seed*100_003 + self.current_epoch + 10_000_019*self.global_rank)
 
 @patch
-def on_train_epoch_end(self:FiringRates):
-    "Add this epoch to the history, in memory and in history.csv, and log it"
-    self.rows.append(history_row(self.current_epoch, self.train_scores, self.valid_scores, time.perf_counter() - self.started))
-    for k, v in self.rows[-1].items():
-        if k != "epoch": self.log(k, v, prog_bar=k in ("train_corr", "valid_corr"))
-    if self.trainer.is_global_zero:  # over several processes, one writes
-        with whole(self.out/"history.csv") as f: pd.DataFrame(self.rows).to_csv(f, index=False)
-        if self.trainer.progress_bar_callback: self.trainer.progress_bar_callback.say(self.rows[-1])
-    if self.on_epoch and self.on_epoch(self.rows[-1]): self.trainer.should_stop = True
+def on_train_epoch_end(self:FiringRates): log_row(self, self.write_row(), self.on_epoch)
 
 @patch
 def on_save_checkpoint(self:FiringRates, checkpoint): checkpoint["rows"] = self.rows
@@ -334,7 +352,7 @@ class OnDevice(L.Callback):
         self.train.batch_sampler.rank = self.valid.batch_sampler.rank = loop.global_rank  # known only in the process itself, where it is a fork
         if 2*train.nbytes < room(device): train.to(device), valid.to(device, like=train)
         else: self.train.pin_memory = self.valid.pin_memory = device.type == "cuda"
-        if device.type == "cuda": self.choose(loop, module)
+        if device.type == "cuda" and hasattr(module, "in_bfloat16"): self.choose(loop, module)
     def choose(self, loop, module):
         "All processes go the way that the first finds quickest"
         if True in self.halves: torch.set_float32_matmul_precision("high")  # TF32
@@ -395,7 +413,9 @@ class Run:
         path, # run folder
     ):
         self.path = Path(path)
-        if not (self.path/"config.json").is_file(): raise Problem(f"{path}: expected a run folder with config.json, found none; give a folder that retina_train wrote")
+        if not (self.path/"config.json").is_file():
+            inside = ", ".join(p.parent.name for p in sorted(self.path.glob("*/config.json")))
+            raise Problem(f"{path}: expected a run folder with config.json, found {f'a folder of runs; give one of them: {inside}' if inside else 'none; give a folder that retina_train wrote'}")
         self.config = json.loads((self.path/"config.json").read_text())
         self.name, self.scale = self.path.name, Scaling(**self.config["scaling"])
     @cached_property
@@ -412,6 +432,10 @@ class Run:
     def split(self):
         c = self.config
         return split_frames(self.recording.train, c["split"], c["fractions"], c["history"], c["seed"])
+    @cached_property
+    def but_seed(self):
+        "All that was the same in runs that differ only in their seed"
+        return repr(sorted((k, v) for k, v in self.config.items() if k not in ("seed", "scaling", "versions", "blocks")))
     def __repr__(self): return f"{self.name}: {self.config['model']}, history {self.config['history']}, {self.config['split']} split"
 
 # %% ../nbs/05_training.ipynb #8693ed18
@@ -440,6 +464,12 @@ def load_run(
 ) -> Run:
     "Open a run folder"
     return Run(path)
+
+def load_runs(
+    path, # run folder, or a folder of them: several seeds, several sessions
+) -> list: # of Runs
+    "Open a run folder, or all that are in a folder"
+    return [Run(path)] if (Path(path)/"config.json").is_file() else [Run(p.parent) for p in sorted(Path(path).glob("*/config.json"))] or [Run(path)]
 
 # %% ../nbs/05_training.ipynb #3d6d64dc
 def _start_folder(out, config, resume):
@@ -480,11 +510,16 @@ class Progress(TQDMProgressBar):
     def say(self, r):
         if self.lines: print(f"epoch {r['epoch']}: loss {r['train_loss']:.3f}, correlation {r['train_corr']:.3f}, validation {r['valid_corr']:.3f}, {r['seconds']:.0f} s", flush=True)
 
-def _trainer(out, epochs, patience, progress, **more):
+def _averaged(decay):
+    "Keeps a moving average of the weights, of fewer steps at first, and validates and saves that"
+    def add(average, weights, n): return torch.lerp(weights, average, min(decay, (1 + n.item())/(10 + n.item())))
+    return WeightAveraging(use_buffers=False, avg_fn=add)
+
+def _trainer(out, epochs, patience, progress, averaging=None, **more):
     "Lightning's Trainer with our checkpoints, early stopping and logs"
     kept = dict(dirpath=out, save_on_train_epoch_end=True, enable_version_counter=False)
     callbacks = [*[Progress()]*progress, ModelCheckpoint(filename="best", monitor="valid_corr", mode="max", **kept), ModelCheckpoint(filename="last", **kept)]
-    callbacks += more.pop("callbacks", [])
+    callbacks += [*more.pop("callbacks", []), *([_averaged(averaging)] if averaging else [])]
     if patience: callbacks.append(EarlyStopping("valid_corr", mode="max", patience=patience, check_finite=False, check_on_train_epoch_end=True))
     try: return L.Trainer(max_epochs=epochs, callbacks=callbacks, logger=TensorBoardLogger(out, name=None, version="tensorboard"), num_sanity_val_steps=0,
                           use_distributed_sampler=False, enable_progress_bar=progress, enable_model_summary=False, log_every_n_steps=50, **more)
@@ -496,6 +531,12 @@ def _order(n, model, rec, seed):
     history, movie = model.img_shape[0], rec.train.stimulus
     lazy = dict(stretch=240, together=movie.stretches(240 + history)) if isinstance(movie, LazyMovie) else {}
     return Shuffled(n, seed, 16 if history > 1 and hasattr(model, "drive_frames") else 1, **lazy)
+
+def _parts(model, rec, split, fractions, scale, seed):
+    "Training and validation frames, the latter in the order in which they are scored"
+    train, valid = split_frames(rec.train, split, fractions, model.img_shape[0], seed)[:2]
+    train = Frames(rec.train, train, model.img_shape[0], scale)
+    return train, Frames(rec.train, valid if hasattr(model, "solve") else valid[list(_order(len(valid), model, rec, seed))], model.img_shape[0], train.scale)
 
 def _loaders(model, rec, train, valid, batch_size, seed, workers, loop):
     "Batches of the training and of the validation frames, in the form that the model trains on"
@@ -520,11 +561,64 @@ def _config(model, rec, scaling, **settings):
                 data=str(rec.path.resolve()), checksum=checksum(rec.path), session=rec.session, cells=list(rec.cells), response=rec.response, hz=rec.hz, blocks=rec.blocks.tolist(), in_memory=rec.in_memory,
                 **settings, versions={"python": platform.python_version(), **{p: version(p) for p in ("torch", "lightning", "numpy")}})
 
+# %% ../nbs/05_training.ipynb #cd8d88c2
+def session_names(
+    recs, # Recordings
+) -> list: # of str, all different
+    "A name for each recording: its session, with the file's name or a number where that is not enough"
+    names = [r.session for r in recs]
+    for name in (lambda i, r: f"{r.session}-{r.path.stem}", lambda i, r: f"{r.session}-{i}"): names = [name(i, r) if names.count(n) > 1 else n for i, (n, r) in enumerate(zip(names, recs))]
+    return names
+
+def check_core(
+    kind, # class of model
+    n, # recordings
+):
+    "Refuse several recordings for a model that has no core"
+    if not hasattr(kind, "core"): raise Problem(f"data: expected one recording for {kind.__name__}, which has no core to share, found {n}; train them one by one, or use adaptive")
+
+def share_core(
+    models, # models of one class
+    recs, # their Recordings
+):
+    "Let all models use the core of the first"
+    first = models[0]
+    check_core(type(first), len(recs))
+    for what, found in (("history", {m.img_shape[0] for m in models}), ("frames per second", {r.hz for r in recs}), ("n_basis", {len(m.basis) for m in models})):
+        if len(found) > 1: raise Problem(f"data: expected recordings of one {what} to share a core, found {', '.join(f'{v:g}' for v in sorted(found))}; train them one by one")
+    for model in models[1:]:
+        for name in first.core: setattr(model, name, getattr(first, name))
+
+class Sessions(L.LightningModule):
+    "Trains models that share a core, each on its own recording; a step is a batch of every recording"
+    def __init__(self,
+        parts, # FiringRates of each
+    ):
+        super().__init__()
+        self.rows = []
+        for i, part in enumerate(parts): self.add_module(f"session{i}", part)
+    def training_step(self, batches, i): # None where a shorter recording has ended
+        return torch.stack([part.step(batch, i, len(batch[1])) for part, batch in zip(self.children(), batches) if batch is not None]).mean()
+    def validation_step(self, batch, i, dataloader_idx):
+        part = getattr(self, f"session{dataloader_idx}")
+        part.score(batch, part.valid_scores, len(batch[1]))
+    def configure_optimizers(self): return self.session0.model.optimizer(self.session0.lr, of=self)
+    def on_train_epoch_start(self):
+        for part, loader in zip(self.children(), self.trainer.train_dataloader): part.begin(loader.dataset)
+    def on_train_batch_start(self, batch, i): self.session0.on_train_batch_start(batch, i)
+    def on_train_epoch_end(self):
+        self.rows.append(pd.DataFrame([part.write_row() for part in self.children()]).mean().to_dict() | {"epoch": self.current_epoch})
+        log_row(self, self.rows[-1], self.session0.on_epoch)
+    def on_save_checkpoint(self, checkpoint): checkpoint["rows"], checkpoint["parts"] = self.rows, [part.rows for part in self.children()]
+    def on_load_checkpoint(self, checkpoint):
+        self.rows = list(checkpoint["rows"])
+        for part, rows in zip(self.children(), checkpoint["parts"]): part.rows = list(rows)
+
 # %% ../nbs/05_training.ipynb #c54b5fe6
 def fit(
-    model, # a model of this package, its n_units as many as the recording's cells
-    rec, # Recording
-    out, # run folder
+    model, # a model of this package, its n_units as many as the recording's cells; or several that share a core, one for each recording
+    rec, # Recording; or several
+    out, # run folder; of several recordings each has its own in there, named as the session
     *,
     split="blocked", # blocked, stratified or random
     fractions=(.9, .1), # of the training movie, for training and validation; the repeated test movie is never touched
@@ -540,33 +634,41 @@ def fit(
     on_epoch=None, # called with each row of the history, a dict; training stops where it returns True
     precision="auto", # 32-true, 16-mixed, bf16-mixed, …; auto: 32-true on a CPU, on a GPU what is faster of that and bfloat16
     **trainer, # passed on to Lightning's Trainer: accelerator, devices, num_nodes, strategy, callbacks, limit_train_batches, …
-) -> Run:
+) -> Run: # or a list of them
     "Train a model on a recording and leave a run folder; can be stopped and resumed"
     keep_memory()
-    out, history, lr = Path(out), model.img_shape[0], lr or getattr(model, "lr", 1e-3)
-    _check_fit(model, rec, epochs, batch_size, lr)
+    together = isinstance(rec, (list, tuple))
+    models, recs = (model, rec) if together else ([model], [rec])
+    out, lr = Path(out), lr or getattr(models[0], "lr", 1e-3)
+    folders = [out/name for name in session_names(recs)] if together else [out]
+    for m, r in zip(models, recs, strict=True): _check_fit(m, r, epochs, batch_size, lr)
+    if together: share_core(models, recs)
     auto, precision = precision == "auto", "32-true" if precision == "auto" else precision
-    with _quiet(): loop = _trainer(out, epochs, patience, progress, precision=precision, **trainer)
-    _check_processes(model, batch_size, loop.world_size)
-    train, valid = split_frames(rec.train, split, fractions, history, seed)[:2]
-    train = Frames(rec.train, train, history, scale)
-    valid = Frames(rec.train, valid if hasattr(model, "solve") else valid[list(_order(len(valid), model, rec, seed))], history, train.scale)
-    rank, last = loop.global_rank, out/"last.ckpt"
-    if rank == 0: _start_folder(out, _config(model, rec, train.scale, split=split, fractions=list(fractions), scale=scale, seed=seed, batch_size=batch_size, lr=lr, epochs=epochs, patience=patience,
-                                             trainer={k: str(v) for k, v in dict(trainer, precision="auto" if auto else precision).items() if k != "callbacks"}), resume)
-    if hasattr(model, "solve"): return load_run(out) if (out/"model.pth").exists() else _solve(model, train, valid, rec.train, out, progress)
-    loaders = _loaders(model, rec, train, valid, batch_size, seed, workers, loop)
-    loop.callbacks.append(OnDevice(*loaders, (False, True) if auto else (False,)))
-    with _quiet():
-        try: loop.fit(FiringRates(model, train.scale, lr, seed, out, on_epoch), *loaders, ckpt_path=last if last.exists() else None)
-        except SystemExit: pass  # how Lightning leaves after Ctrl-C
-        except Problem as e: raise Problem(str(e).rpartition("Problem: ")[2]) from None  # a worker puts its traceback before it
-    if loop.interrupted:
-        if rank: sys.exit(130)  # the first process says it
-        raise KeyboardInterrupt(f"stopped in epoch {loop.current_epoch}; the same command with --resume goes on from the last whole epoch")
-    if rank == 0: _finish(out, *_best(out))
+    with _quiet(): loop = _trainer(out, epochs, patience, progress, getattr(models[0], "averaging", None), precision=precision, **trainer)
+    _check_processes(models[0], batch_size, loop.world_size)
+    parts = [_parts(m, r, split, fractions, scale, seed) for m, r in zip(models, recs)]
+    rank = loop.global_rank
+    for m, r, (train, _), folder in zip(models, recs, parts, folders):
+        if rank == 0: _start_folder(folder, _config(m, r, train.scale, split=split, fractions=list(fractions), scale=scale, seed=seed, batch_size=batch_size, lr=lr, epochs=epochs, patience=patience,
+                                                    **({"together": [f.name for f in folders]} if together else {}), trainer={k: str(v) for k, v in dict(trainer, precision="auto" if auto else precision).items() if k != "callbacks"}), resume)
+    if hasattr(model, "solve"): return load_run(out) if (out/"model.pth").exists() else _solve(model, *parts[0], rec.train, out, progress)
+    loaders = [_loaders(m, r, *part, batch_size, seed, workers, loop) for m, r, part in zip(models, recs, parts)]
+    loop.callbacks += [OnDevice(*pair, (False, True) if auto else (False,)) for pair in loaders]
+    modules = [FiringRates(m, train.scale, lr, seed, folder, on_epoch) for m, (train, _), folder in zip(models, parts, folders)]
+    if together:
+        with _quiet(): loaders = [[CombinedLoader(list(l), mode) for l, mode in zip(zip(*loaders), ("max_size", "sequential"))]]
+    _run_loop(loop, Sessions(modules) if together else modules[0], *loaders[0], out)
+    if rank == 0:
+        for i, (m, r, part, folder) in enumerate(zip(models, recs, parts, folders)):
+            state, epoch = _best(out, f"session{i}.model." if together else "model.")
+            if hasattr(m, "learn_spikes"):
+                m.cpu().load_state_dict(state)
+                m.learn_spikes(*part, r.train)
+                state = m.state_dict()
+            _finish(folder, state, epoch)
     loop.strategy.barrier()  # nobody goes on before the results are there
-    return load_run(out)
+    runs = [load_run(folder) for folder in folders]
+    return runs if together else runs[0]
 
 # %% ../nbs/05_training.ipynb #69e7024d
 def _check_fit(model, rec, epochs, batch_size, lr):
@@ -583,6 +685,17 @@ def _check_processes(model, batch_size, world):
     if hasattr(model, "stretches") and world > 1: raise Problem(f"devices: expected 1 for {type(model).__name__}, which trains in one process, found {world}; use --devices 1")
     if batch_size % world: raise Problem(f"batch_size: expected a multiple of {world}, since {world} processes share a batch, found {batch_size}; use {-(-batch_size//world)*world}, or other --devices")
 
+def _run_loop(loop, module, train, valid, out):
+    "Let Lightning work, from the last whole epoch if there is one; Ctrl-C says how to go on"
+    last = out/"last.ckpt"
+    with _quiet():
+        try: loop.fit(module, train, valid, ckpt_path=last if last.exists() else None)
+        except SystemExit: pass  # how Lightning leaves after Ctrl-C
+        except Problem as e: raise Problem(str(e).rpartition("Problem: ")[2]) from None  # a worker puts its traceback before it
+    if loop.interrupted:
+        if loop.global_rank: sys.exit(130)  # the first process says it
+        raise KeyboardInterrupt(f"stopped in epoch {loop.current_epoch}; the same command with --resume goes on from the last whole epoch")
+
 def _finish(out, state, epoch):
     "Write the best weights and a summary of the training"
     with whole(out/"model.pth") as f: torch.save(state, f)
@@ -592,10 +705,10 @@ def _finish(out, state, epoch):
                                              "params": json.loads((out/"config.json").read_text())["params"], **best.drop(["epoch", "seconds"]).to_dict()})
     return load_run(out)
 
-def _best(out):
+def _best(out, within="model."):
     "Weights and number of the best epoch"
     checkpoint = torch.load(out/"best.ckpt", weights_only=False, map_location="cpu")
-    return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}, checkpoint["rows"][-1]["epoch"]
+    return {k.removeprefix(within): v for k, v in checkpoint["state_dict"].items() if k.startswith(within)}, checkpoint["rows"][-1]["epoch"]
 
 # %% ../nbs/05_training.ipynb #889b13b1
 @torch.no_grad()
@@ -664,7 +777,7 @@ def model_for(
     return build_model(name, {"img_shape": [history, *rec.train.stimulus.shape[1:]], "n_units": rec.n_cells, **settings})
 
 def train(
-    rec, # Recording
+    rec, # Recording; or several, for a model that has a core to share
     name, # one of models
     out, # run folder
     history=1, # frames in a window
@@ -672,10 +785,13 @@ def train(
     seed=0, # of weights, split and order
     lr=None, # learning rate
     **options, # of fit
-) -> Run:
+) -> Run: # or a list of them
     "Build a model for a recording and fit it: what `retina_train` does"
     settings, options = dict(settings or {}), dict(options, seed=seed)
     torch.manual_seed(seed)
+    if isinstance(rec, (list, tuple)):
+        check_core(models[name], len(rec))
+        return fit([model_for(r, name, history, **settings) for r in rec], rec, out, lr=lr, **options)
     if name != "stacked": return fit(model_for(rec, name, history, **settings), rec, out, lr=lr, **options)
     own = {k: settings.pop(k) for k in ("head", "hidden", "pool") if k in settings}
     base = settings.pop("base", None)
@@ -687,7 +803,7 @@ def train(
 @call_parse
 @command
 def retina_train(
-    data:str=None, # recording, .h5
+    data:str=None, # recording, .h5; several, A.h5,B.h5, for models with a core to share
     model:str="bncnn", # adaptive, bncnn, cnnbilstm, stacked, stackedconv, ln or glm
     history:int=1, # frames of stimulus in a window
     split:str="blocked", # blocked, stratified or random
@@ -713,21 +829,22 @@ def retina_train(
     "Train a model on a recording"
     if data is None: raise Problem("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
     if model not in models: raise Problem(f"--model: expected one of {', '.join(models)}, found '{model}'")
-    rec = Recording(data, response, cells, in_memory=not lazy)
+    recs = [Recording(d, response, cells, in_memory=not lazy) for d in ([data] if Path(data).is_file() else data.split(","))]
     out = Path(out or f"runs/{model}")
     if seeds and not all(s.isdigit() for s in seeds.split(",")): raise Problem(f"--seeds: expected whole numbers like 0,1,2, found '{seeds}'")
     each = {out/f"seed{s}": int(s) for s in seeds.split(",")} if seeds else {out: seed}
     for folder, seed in each.items():
-        run = train(rec, model, folder, history, parse_settings(set), seed, lr, split=split, epochs=epochs, batch_size=batch_size, scale=scale, patience=patience, resume=resume,
+        runs = train(recs if len(recs) > 1 else recs[0], model, folder, history, parse_settings(set), seed, lr, split=split, epochs=epochs, batch_size=batch_size, scale=scale, patience=patience, resume=resume,
                     accelerator=accelerator, devices=int(devices) if devices.isdigit() else devices, num_nodes=num_nodes, strategy=strategy, precision=precision)
-        r = run.results
-        if rank_zero_only.rank == 0: print(f"{folder}: {r['epochs']} epochs in {r['seconds']:.0f} s; best epoch {r['best_epoch']}: training correlation {r['train_corr']:.3f}, validation correlation {r['valid_corr']:.3f}")
+        for run in runs if rank_zero_only.rank == 0 and len(recs) > 1 else [runs][:rank_zero_only.rank == 0]:
+            r = run.results
+            print(f"{run.path}: {r['epochs']} epochs in {r['seconds']:.0f} s; best epoch {r['best_epoch']}: training correlation {r['train_corr']:.3f}, validation correlation {r['valid_corr']:.3f}")
 
 # %% ../nbs/05_training.ipynb #021d124e
 @call_parse
 @command
 def retina_predict(
-    run:str=None, # run folder
+    run:str=None, # run folder; of a folder of seeds the mean, of a folder of sessions the one that was trained on the recording
     data:str=None, # recording, .h5
     part:str="test", # test or train
     out:str="rates.npz", # file to write
@@ -736,7 +853,10 @@ def retina_predict(
     if run is None or data is None: raise Problem(f"--{'run' if run is None else 'data'}: expected a {'run folder' if run is None else 'recording (.h5)'}, found none")
     if part not in ("test", "train"): raise Problem(f"--part: expected test or train, found '{part}'")
     shown = getattr(Recording(data, in_memory=False), part)
-    rates = predict(load_run(run), shown.stimulus, shown.blocks)
+    runs = load_runs(run)
+    chosen = [r for r in runs if r.config["checksum"] == checksum(data)] or runs
+    if len({r.but_seed for r in chosen}) > 1: raise Problem(f"--run: expected one run, or several that differ only in their seed, found in {run}: {', '.join(r.name for r in chosen)}; give one of them")
+    rates = np.mean([predict(r, shown.stimulus, shown.blocks) for r in chosen], 0)
     out = Path(out)
     with whole(out) as f, open(f, "wb") as g: np.savez(g, rates=rates, frames=np.arange(len(rates)))
-    print(f"{out}: {rates.shape[1]} cells, {len(rates)} frames, the first {np.isnan(rates[:, 0]).argmin()} without whole history")
+    print(f"{out}: {rates.shape[1]} cells, {len(rates)} frames, the first {np.isnan(rates[:, 0]).argmin()} without whole history" + (f"; mean of {len(chosen)} runs" if len(chosen) > 1 else ""))

@@ -75,3 +75,23 @@ def test_unusual_recordings(tmp_path, more, history):
 def test_splits_and_precision(recording, tmp_path, more):
     run = train(Recording(recording), "adaptive", tmp_path/"run", history=6, epochs=1, progress=False, **more)
     assert np.isfinite(run.results["valid_loss"])
+
+
+def test_spike_history(tmp_path):
+    "A cell that falls silent for 30 ms after a spike: the filter finds it, the table shows it apart"
+    rng, movie = np.random.default_rng(0), lambda n: rng.integers(0, 256, (n, 6, 6), dtype=np.uint8)
+
+    def spikes(m):
+        counts = rng.poisson(np.full(len(m), .3))
+        for t in range(1, len(counts)): counts[t] *= not counts[max(0, t - 3):t].any()
+        return [np.repeat(np.arange(len(m)), counts)/100 + .005]*2
+
+    shown, test = movie(3000), movie(400)
+    path = write_recording(tmp_path/"r.h5", shown, spikes(shown), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)])
+    run = train(Recording(path), "adaptive", tmp_path/"run", history=4, epochs=1, progress=False, settings=dict(spike_history=10))
+    w = run.model.spike_weights[0]
+    after = w[1:-2] @ run.model.spike_basis
+    assert (after[-3:] < -1).all() and after[:4].abs().max() < after[-3:].abs().min()
+    plain, seeing = results_table([run]).itertuples()
+    assert seeing.model == "AdaptiveSubunits with spike history" and seeing.bits_per_spike > plain.bits_per_spike + .1
+    assert "with spike history" not in " ".join(results_table([train(Recording(path), "adaptive", tmp_path/"plain", history=4, epochs=1, progress=False)]).model)
