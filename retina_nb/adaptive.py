@@ -279,17 +279,19 @@ def contrast_course(
 
 def first_looks(
     frames, # Frames
+    most=30_000, # of so many of them, in pieces spread over the movie
 ): # three guesses, each for each cell: centre (2,) and spread in pixels, time course (history,), do ON and OFF drive it alike
     "Roughly where, how wide and when each cell looks, from a coarse movie and its local contrast"
     side, basis = max(1, round(max(frames.stimulus.shape[1:])/13)), cosine_basis(frames.history, min(8, frames.history))
-    shown = Pooled(frames, side)
-    shape = shown.movie.shape[1:]
-    def seen(): return features(shown.movie, basis, shown.index, max(1, min(1024, len(shown.movie)//10)))
+    shown, piece = Pooled(frames, side), max(1, min(1024, len(frames.movie)//10))
+    some = shown.index//piece % math.ceil(len(shown.index)/most) == 0
+    shown.index, shown.rates, shape = shown.index[some], shown.rates[some], shown.movie.shape[1:]
+    seen = list(features(shown.movie, basis, shown.index, piece))
     def peak(e): return divmod(e.argmax().item(), shape[1])
     def found(center, spread, course, alike): return side*(center + .5) - .5, side*spread, basis.T @ course.float(), alike
-    G, c, *_ = covariances(seen(), shown.rates)
+    G, c, *_ = covariances(seen, shown.rates)
     energy = ridge(G, c, torch.eye(len(G)), .3).T.unflatten(1, (-1, *shape)).square().sum(1)
-    linear, squared = local_gain(seen(), shown.rates, shape), local_gain((x.square() for x in seen()), shown.rates, shape)
+    linear, squared = local_gain(seen, shown.rates, shape), local_gain((x.square() for x in seen), shown.rates, shape)
     return ([found(*around(peak(F.avg_pool2d(e[None], 3, 1, 1)[0]), e, G, y), False) for e, y in zip(energy, c.T)],
             [found(*around(peak(l), e, G, y), False) for l, e, y in zip(linear, energy, c.T)],
             [found(torch.tensor(peak(q)).double(), math.nan, contrast_course(shown, basis, peak(q), i), True) for i, q in enumerate(squared)])

@@ -79,6 +79,7 @@ class Case:
     ):
         torch.manual_seed(0)
         self.rec, self.batch_size, self.history = rec, batch_size, history
+        self.in_batch = -(-batch_size//4) if name == "adaptive" else batch_size  # stretches, or samples
         if name == "stacked": self.model = LinearStackedBNCNN(model_for(rec, "bncnn", history, **settings))
         else: self.model = model_for(rec, name, history, **settings)
     def bare(self,
@@ -89,8 +90,9 @@ class Case:
         keep_memory()  # as fit does
         model, frames = self.model, Frames(self.rec.train, history=self.history)
         data = Clips(frames) if hasattr(model, "drive_frames") and self.history > 1 else frames
+        if hasattr(model, "stretches"): data = model.stretches(frames, self.rec.blocks)
         if hasattr(model, "head_drive") and features: data = frozen_features(model, Frames(self.rec.train, range(self.history, self.history + self.batch_size), self.history))
-        items = [5*(i % 16) + 400*(i//16) for i in range(self.batch_size)] if isinstance(data, Clips) else range(self.batch_size)  # clips, as in training
+        items = [5*(i % 16) + 400*(i//16) for i in range(self.batch_size)] if isinstance(data, Clips) else range(self.in_batch)  # clips, as in training
         (x, y), adam = data.__getitems__(list(items)), torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
         def step():
             poisson_loss(drive_batch(model, frames.scale, x), y, model.output).backward()
@@ -268,6 +270,9 @@ def bench_loops(table, rec, reference, steps, rounds, settings):
         table.add(f"{name}, history {history}: loop / the reference's way", 32*n/loop, 32*n/theirs, ratio, "samples/s")
         rates = [(32*n/case.bare(n), multiply_rate()/step_flops(case)) for _ in range(rounds)]
         table.add(f"{name}, history {history}: bare step / roof", *np.median(rates, 0), np.median([a/b for a, b in rates]), "samples/s")
+    case, n = Case(rec, "adaptive", 40, 8), max(2, steps//2)
+    loop, bare, ratio = side_by_side(lambda: case.loop(n), lambda: case.bare(n), rounds)
+    table.add("adaptive, history 40: loop / bare step, 2 stretches of 300", 2*n/loop, 2*n/bare, ratio, "stretches/s")
     case, n = Case(rec, "stacked", **settings), 4*steps
     for what, m, bare in (("the stimuli", steps, lambda: case.bare(steps, features=False)), ("ready features", n, lambda: case.bare(n))):
         loop, bare, _ = side_by_side(lambda: case.loop(n), bare, rounds)

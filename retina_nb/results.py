@@ -26,7 +26,7 @@ from scipy.special import xlogy
 
 from .data import Frames, Part, Problem, Recording, command, whole
 from .simulation import simulate_recording
-from .training import Run, load_runs, parse_settings, predict, train
+from .training import Run, but_seed, load_runs, parse_settings, predict, train
 
 # %% ../nbs/06_results.ipynb #84e2db3e
 def _numbers(
@@ -507,7 +507,7 @@ def seeds_table(
     "Mean and standard deviation over runs that differ only in their seed"
     table, groups = results_table(runs), {}
     for i, (_, run, *_) in enumerate(_scored(runs)):
-        groups.setdefault(run.but_seed, []).append((i, run))
+        groups.setdefault(but_seed(run), []).append((i, run))
     rows = []
     for members in groups.values():
         if len(members) < 2: continue

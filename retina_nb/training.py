@@ -6,9 +6,9 @@
 __all__ = ['models', 'log_rate', 'poisson_loss', 'corr_in_batch', 'Scores', 'history_row', 'Batches', 'AddUp',
            'batch_norm_of_all', 'BatchNormOfAll', 'gathered', 'drive_batch', 'FiringRates', 'log_row', 'Shuffled',
            'Clips', 'Features', 'step_time', 'quickest', 'room', 'OnDevice', 'keep_memory', 'ready', 'frozen_features',
-           'write_json', 'checksum', 'Run', 'build_model', 'load_run', 'load_runs', 'Progress', 'session_names',
-           'check_core', 'share_core', 'Sessions', 'fit', 'predict', 'parse_settings', 'model_for', 'train',
-           'retina_train', 'retina_predict']
+           'write_json', 'checksum', 'Run', 'build_model', 'load_run', 'but_seed', 'load_runs', 'Progress',
+           'session_names', 'check_core', 'share_core', 'Sessions', 'fit', 'predict', 'parse_settings', 'model_for',
+           'train', 'retina_train', 'retina_predict']
 
 # %% ../nbs/05_training.ipynb #9e3658db
 import ast, copy, ctypes, hashlib, json, logging, platform, sys, time, warnings
@@ -161,14 +161,15 @@ class BatchNormOfAll(TorchFunctionMode):
 # %% ../nbs/05_training.ipynb #2110db80
 def gathered(
     share, # of this process, (share, ...)
-    n, # samples in the batch, all processes together
-): # the whole batch, (n, ...), on every process
+    sizes, # rows of each process; what it has beyond them does not count
+): # the whole batch, (sum of sizes, ...), on every process
     "Put the shares of all processes together, in the order that one process has"
-    rows, world = -(-n//dist.get_world_size()), dist.get_world_size()
-    share = F.pad(share, [0, 0]*(share.ndim - 1) + [0, rows - len(share)])
-    shares = [torch.empty_like(share) for _ in range(world)]
+    share = share[:sizes[dist.get_rank()]]
+    share = F.pad(share, [0, 0]*(share.ndim - 1) + [0, max(sizes) - len(share)])
+    shares = [torch.empty_like(share) for _ in sizes]
     dist.all_gather(shares, share)
-    return torch.stack(shares, 1).flatten(0, 1)[:n]
+    there = torch.arange(max(sizes))[:, None] < torch.tensor(sizes)
+    return torch.stack(shares, 1).flatten(0, 1)[there.flatten().nonzero()[:, 0]]
 
 # %% ../nbs/05_training.ipynb #0a0e824e
 def drive_batch(
@@ -202,11 +203,19 @@ class FiringRates(L.LightningModule):
         with BatchNormOfAll() if world > 1 else nullcontext(): drive = self.drive(x)
         share = loss = poisson_loss(drive, y, self.model.output)
         if world > 1:
-            share = loss*(world*len(y)/n)  # the mean over processes is the mean over samples
-            y, drive = gathered(torch.cat([y, drive.detach()], 1), n).chunk(2, 1)
+            sizes = self.sizes(len(y), n)
+            share = loss*(world*sizes[self.global_rank]/sum(sizes))  # the mean over processes is the mean over samples
+            y, drive = gathered(torch.cat([y, drive.detach()], 1), sizes).chunk(2, 1)
             loss = poisson_loss(drive, y, self.model.output)
         scores.update(y, self.model.output(drive.detach()), loss.detach())
         return share, loss
+    def sizes(self, mine, n):
+        "Rates that each process has of a batch of n samples; stretches differ in how many they hold"
+        world = self.trainer.world_size
+        if not hasattr(self.model, "stretches"): return [len(range(r, n, world)) for r in range(world)]
+        found = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(world)]
+        dist.all_gather(found, torch.tensor([mine*(self.global_rank < n)], device=self.device))
+        return [v.item() for v in found]
     def step(self, batch, i, n):
         "What is minimised: the loss, and the model's own penalty"
         share, loss = self.score(batch, self.train_scores, n)
@@ -229,7 +238,10 @@ def check_finite(self:FiringRates, loss):
 def begin(self:FiringRates, data):
     "Start the clock, and before the first epoch the model"
     self.started = time.perf_counter()
-    if hasattr(self.model, "start") and self.current_epoch == 0: self.model.start(data)  # its time counts
+    if hasattr(self.model, "start") and self.current_epoch == 0:
+        self.model.start(data)  # its time counts
+        if self.trainer.world_size > 1:
+            for v in self.model.state_dict().values(): dist.broadcast(v, 0)  # all processes set out from the same numbers
 
 @patch
 def on_train_epoch_start(self:FiringRates): self.begin(self.trainer.train_dataloader.dataset)
@@ -432,10 +444,6 @@ class Run:
     def split(self):
         c = self.config
         return split_frames(self.recording.train, c["split"], c["fractions"], c["history"], c["seed"])
-    @cached_property
-    def but_seed(self):
-        "All that was the same in runs that differ only in their seed"
-        return repr(sorted((k, v) for k, v in self.config.items() if k not in ("seed", "scaling", "versions", "blocks")))
     def __repr__(self): return f"{self.name}: {self.config['model']}, history {self.config['history']}, {self.config['split']} split"
 
 # %% ../nbs/05_training.ipynb #8693ed18
@@ -464,6 +472,12 @@ def load_run(
 ) -> Run:
     "Open a run folder"
     return Run(path)
+
+def but_seed(
+    run, # Run
+) -> str:
+    "All that is the same in runs that differ only in their seed"
+    return repr(sorted((k, v) for k, v in run.config.items() if k not in ("seed", "scaling", "versions", "blocks")))
 
 def load_runs(
     path, # run folder, or a folder of them: several seeds, several sessions
@@ -549,7 +563,7 @@ def _loaders(model, rec, train, valid, batch_size, seed, workers, loop):
     if order.clip > 1: train, valid = Clips(train), Clips(valid)
     if hasattr(model, "stretches"):
         train, valid = (model.stretches(f, rec.blocks) for f in (train, valid))
-        order, batches = Shuffled(len(train), seed), dict(batch_size=-(-batch_size//4))
+        order, batches = Shuffled(len(train), seed), dict(batch_size=-(-batch_size//4), world=world)
     load = dict(collate_fn=ready, num_workers=workers*lazy, persistent_workers=lazy and workers > 0)
     return (DataLoader(train, batch_sampler=Batches(order, **batches), **load),
             DataLoader(valid, batch_sampler=Batches(range(len(valid)), **{**batches, "least": 1}), **load))
@@ -598,10 +612,11 @@ class Sessions(L.LightningModule):
         self.rows = []
         for i, part in enumerate(parts): self.add_module(f"session{i}", part)
     def training_step(self, batches, i): # None where a shorter recording has ended
-        return torch.stack([part.step(batch, i, len(batch[1])) for part, batch in zip(self.children(), batches) if batch is not None]).mean()
+        each = zip(self.children(), batches, self.trainer.train_dataloader)
+        return torch.stack([part.step(batch, i, loader.batch_sampler.size(i)) for part, batch, loader in each if batch is not None]).mean()
     def validation_step(self, batch, i, dataloader_idx):
         part = getattr(self, f"session{dataloader_idx}")
-        part.score(batch, part.valid_scores, len(batch[1]))
+        part.score(batch, part.valid_scores, self.trainer.val_dataloaders[dataloader_idx].batch_sampler.size(i))
     def configure_optimizers(self): return self.session0.model.optimizer(self.session0.lr, of=self)
     def on_train_epoch_start(self):
         for part, loader in zip(self.children(), self.trainer.train_dataloader): part.begin(loader.dataset)
@@ -645,7 +660,7 @@ def fit(
     if together: share_core(models, recs)
     auto, precision = precision == "auto", "32-true" if precision == "auto" else precision
     with _quiet(): loop = _trainer(out, epochs, patience, progress, getattr(models[0], "averaging", None), precision=precision, **trainer)
-    _check_processes(models[0], batch_size, loop.world_size)
+    _check_processes(batch_size, loop.world_size)
     parts = [_parts(m, r, split, fractions, scale, seed) for m, r in zip(models, recs)]
     rank = loop.global_rank
     for m, r, (train, _), folder in zip(models, recs, parts, folders):
@@ -680,9 +695,8 @@ def _check_fit(model, rec, epochs, batch_size, lr):
         if not value > 0: raise Problem(f"{name}: expected a positive number, found {value}")
     if batch_size < 2: raise Problem("batch_size: expected 2 frames or more, as batch normalisation needs them, found 1")
 
-def _check_processes(model, batch_size, world):
+def _check_processes(batch_size, world):
     "The same for what only several processes make impossible"
-    if hasattr(model, "stretches") and world > 1: raise Problem(f"devices: expected 1 for {type(model).__name__}, which trains in one process, found {world}; use --devices 1")
     if batch_size % world: raise Problem(f"batch_size: expected a multiple of {world}, since {world} processes share a batch, found {batch_size}; use {-(-batch_size//world)*world}, or other --devices")
 
 def _run_loop(loop, module, train, valid, out):
@@ -855,7 +869,7 @@ def retina_predict(
     shown = getattr(Recording(data, in_memory=False), part)
     runs = load_runs(run)
     chosen = [r for r in runs if r.config["checksum"] == checksum(data)] or runs
-    if len({r.but_seed for r in chosen}) > 1: raise Problem(f"--run: expected one run, or several that differ only in their seed, found in {run}: {', '.join(r.name for r in chosen)}; give one of them")
+    if len({but_seed(r) for r in chosen}) > 1: raise Problem(f"--run: expected one run, or several that differ only in their seed, found in {run}: {', '.join(r.name for r in chosen)}; give one of them")
     rates = np.mean([predict(r, shown.stimulus, shown.blocks) for r in chosen], 0)
     out = Path(out)
     with whole(out) as f, open(f, "wb") as g: np.savez(g, rates=rates, frames=np.arange(len(rates)))

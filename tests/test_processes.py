@@ -10,7 +10,7 @@ import torch
 from test_training import recording, shell, wait_for_epoch  # noqa: F401
 
 from retina_nb.data import Problem, Recording
-from retina_nb.training import load_run, model_for, fit, retina_train
+from retina_nb.training import fit, load_run, load_runs, model_for, retina_train
 
 # without noise, which is each process' own; the last batches are partial, and odd
 SET = "chans=[2,3] ksizes=[3,3] noise=0"
@@ -84,3 +84,20 @@ def test_processes_that_are_forks(recording, alone, tmp_path):
     p = subprocess.run([sys.executable, "-c", fork, recording, tmp_path/"run"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert p.returncode == 0, p.stderr
     check_same(load_run(tmp_path/"run"), alone)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one recording", "two, one core"])
+def test_stretches(recording, tmp_path, several):
+    "AdaptiveSubunits, whose stretches hold different numbers of frames; a last batch of one stretch leaves a process without a share"
+    other = tmp_path/"other.h5"
+    other.write_bytes(recording.read_bytes())
+    args = dict(data=f"{recording},{other}" if several else str(recording), model="adaptive", history=4, batch_size=10, epochs=3, accelerator="cpu")
+    retina_train(**args, out=str(tmp_path/"alone"))
+    p = shell("retina_train", *[x for k, v in args.items() for x in (f"--{k}", v)], "--devices", 2, "--strategy", "ddp", "--out", tmp_path/"run", folder=tmp_path)
+    out, err = p.communicate()
+    assert p.returncode == 0, err
+    assert "Traceback" not in err
+    for one, two in zip(load_runs(tmp_path/"alone"), load_runs(tmp_path/"run"), strict=True):
+        a, b = (r.history.drop(columns="seconds") for r in (one, two))
+        pd.testing.assert_frame_equal(a[:1], b[:1], rtol=1e-4, atol=1e-4)
+        pd.testing.assert_frame_equal(a, b, rtol=1e-2, atol=1e-2)
