@@ -304,6 +304,7 @@ def start(self:AdaptiveSubunits,
 ):
     "Set out from what regression sees: places, time courses, thresholds; of several guesses each cell keeps the most likely"
     own, kept = {k: v for k, v in self.state_dict().items() if k not in ("basis", "grey", "exposure", "spike_basis")}, {}  # one row a cell
+    self.log_tau.fill_(math.log(stretches.frames.hz))  # a second
     for look in first_looks(stretches.frames):
         self.set_out(look)
         loss = self.calibrate(stretches)

@@ -599,7 +599,7 @@ class Frames(Dataset):
         self.back = torch.arange(1 - history, 1)
         self.nbytes = np.inf if self.stimulus is self.movie else self.movie.nbytes
         self._at = torch.from_numpy(self.index)
-        self.exposure = len(self.index)/(1 if part.response == "binned" else part.hz)  # spikes to expect in all of them together where the rate is 1
+        self.hz, self.exposure = part.hz, len(self.index)/(1 if part.response == "binned" else part.hz)  # spikes to expect in all of them together where the rate is 1
     def __len__(self): return len(self.index)
     def to(self,
         device, # where batches are to be made
