@@ -31,6 +31,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import MeanMetric, PearsonCorrCoef
@@ -526,8 +527,8 @@ class Progress(TQDMProgressBar):
 
 def _averaged(decay):
     "Keeps a moving average of the weights, of fewer steps at first, and validates and saves that"
-    def add(average, weights, n): return torch.lerp(weights, average, min(decay, (1 + n.item())/(10 + n.item())))
-    return WeightAveraging(use_buffers=False, avg_fn=add)
+    def add(averages, weights, n): get_ema_multi_avg_fn(min(decay, (1 + n.item())/(10 + n.item())))(averages, weights, n)
+    return WeightAveraging(use_buffers=False, multi_avg_fn=add)
 
 def _trainer(out, epochs, patience, progress, averaging=None, **more):
     "Lightning's Trainer with our checkpoints, early stopping and logs"
