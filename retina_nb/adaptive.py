@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils.data import Dataset
 
-from .baselines import Pooled, cosine_basis, covariances, features, log_softplus, poisson_path, pool, recent_spikes, ridge
+from .baselines import Pooled, cosine_basis, covariances, features, log_softplus, pool, recent_spikes, ridge
 from .bncnn import RateModel, number, one, rules
 
 # %% ../nbs/11_adaptive.ipynb #d984259f
@@ -94,7 +94,7 @@ class AdaptiveSubunits(RateModel):
         self.register_buffer("exposure", torch.tensor(math.inf)) # of the training frames
         known = h["spike_history"] and cosine_basis(h["spike_history"], min(8, h["spike_history"]))
         self.register_buffer("spike_basis", known)
-        self.register_buffer("spike_weights", known if known is None else torch.full((n, len(known) + 3), math.nan)) # slope, past spikes, bias, gain
+        self.register_buffer("spike_weights", known if known is None else torch.full((n, len(known) + 1), math.nan)) # of the functions of the past, and a bias
 
 # %% ../nbs/11_adaptive.ipynb #1ddb31ea
 @patch
@@ -411,33 +411,35 @@ def all_drives(self:AdaptiveSubunits,
     return found[frames.index]
 
 @patch
-def with_past(self:AdaptiveSubunits,
-    drive, # of a cell, (frames,)
-    spikes, # its recorded counts in all frames of the movie, (time, 1)
+def past(self:AdaptiveSubunits,
+    counts, # recorded spikes in all frames of the movie, (time, n_units)
     index, # frame numbers
     blocks, # start frame of each block
-): # (frames, 1 + functions of the past)
-    "What the spike counts are fitted with: the drive, and the spikes before"
-    past = [recent_spikes(spikes, i, self.spike_basis.shape[1], blocks)[..., 0] @ self.spike_basis.cpu().T for i in torch.from_numpy(index).split(4096)]
-    return torch.cat([drive[:, None], torch.cat(past)], 1)
+): # (frames, n_units, functions)
+    "What the functions of the past see in the spikes before each frame"
+    before = (recent_spikes(counts, i, self.spike_basis.shape[1], blocks) for i in torch.from_numpy(index).split(4096))
+    return torch.cat([torch.einsum("btn,kt->bnk", b, self.spike_basis.cpu()) for b in before])
 
 @patch
 @torch.no_grad()
 def learn_spikes(self:AdaptiveSubunits,
     train, # Frames
-    valid, # Frames
     part, # the Part that they are from
+    width=3., # standard deviation of the prior
 ):
-    "Fit slope, threshold, gain and a filter on past spikes to the counts; the drive stays as it is"
+    "Fit a filter on past spikes and a bias to the counts; the drive stays as it is"
     if self.spike_basis is None or part.counts is None: return
-    counts, drives = torch.from_numpy(part.counts), [self.all_drives(f, part.blocks) for f in (train, valid)]
-    for cell in range(self.n_units):
-        X, Xv = (self.with_past(u[:, cell], counts[:, cell:cell + 1], f.index, part.blocks) for u, f in zip(drives, (train, valid)))
-        y, yv = (counts[f.index, cell]*(1 if part.response == "binned" else part.hz) for f in (train, valid))
-        gain = 1.5*y.mean().clamp_min(1e-4)
-        small = torch.diag(F.pad(X[:, 1:].square().mean().double().clamp_min(1e-12).expand(X.shape[1] - 1), (1, 0), value=1e-6))
-        w, b, _ = poisson_path(X, y/gain, Xv, yv/gain, [s*small for s in (1, .1, .01)], torch.eye(X.shape[1])[0], -1.)
-        self.spike_weights[cell] = torch.cat([w.float(), torch.tensor([b, gain])])
+    counts, u = torch.from_numpy(part.counts), self.all_drives(train, part.blocks)
+    past, y, w = self.past(counts, train.index, part.blocks), counts[train.index]/train.exposure*len(train), torch.zeros_like(self.spike_weights)
+    solver = torch.optim.LBFGS([w.requires_grad_()], max_iter=100, line_search_fn="strong_wolfe")
+    @torch.enable_grad()
+    def loss():
+        drive = u + (past*w[:, :-1]).sum(2) + w[:, -1]
+        found = (self.output(drive) - y*self.output.log(drive)).mean() + w[:, :-1].square().sum()/2/width**2/self.n_units/train.exposure
+        w.grad, = torch.autograd.grad(found, w)
+        return found
+    solver.step(loss)
+    self.spike_weights.copy_(w)
 
 @patch
 @torch.no_grad()
@@ -447,6 +449,5 @@ def predict_with_history(self:AdaptiveSubunits,
     blocks=(0,), # start frame of each block
 ) -> torch.Tensor: # (frames, n_units) Hz
     "Rates at all frames, knowing the recorded spikes before each of them"
-    counts, u = torch.as_tensor(counts, dtype=torch.float32), self.all_drives(frames, blocks)
-    def rate(cell, w): return w[-1]*F.softplus(self.with_past(u[:, cell], counts[:, cell:cell + 1], frames.index, blocks) @ w[:-2] + w[-2])
-    return torch.stack([rate(cell, w) for cell, w in enumerate(self.spike_weights.cpu())], 1)
+    past, w = self.past(torch.as_tensor(counts, dtype=torch.float32), frames.index, blocks), self.spike_weights.cpu()
+    return self.output(self.all_drives(frames, blocks) + (past*w[:, :-1]).sum(2) + w[:, -1])

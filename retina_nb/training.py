@@ -679,7 +679,7 @@ def fit(
             state, epoch = _best(out, f"session{i}.model." if together else "model.")
             if hasattr(m, "learn_spikes"):
                 m.cpu().load_state_dict(state)
-                m.learn_spikes(*part, r.train)
+                m.learn_spikes(part[0], r.train)
                 state = m.state_dict()
             _finish(folder, state, epoch)
     loop.strategy.barrier()  # nobody goes on before the results are there
