@@ -86,7 +86,7 @@ def test_processes_that_are_forks(recording, alone, tmp_path):
     check_same(load_run(tmp_path/"run"), alone)
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one recording", "two, one core"])
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one recording", "two, one core"])
 def test_stretches(recording, tmp_path, several):
     "AdaptiveSubunits, whose stretches hold different numbers of frames; a last batch of one stretch leaves a process without a share"
     other = tmp_path/"other.h5"
