@@ -247,6 +247,7 @@ def local_gain(
         gain = gain + (w*(2*h - g @ w)).sum(1) - (mean*(2*h[:, -1:] - mean*g[:, -1:, -1:])).sum(1)
     return (gain/done)[:, :-1].T.unflatten(1, shape)
 
+# %% ../nbs/11_adaptive.ipynb #91712201
 def around(
     place, # row and column on the map of places
     energy, # squared weights of a ridge regression, (height, width)
@@ -277,6 +278,7 @@ def contrast_course(
     r = shown.rates[:, cell]/shown.rates[:, cell].mean().clamp_min(1e-9) - 1
     return torch.linalg.eigh(torch.einsum("t,tkp,tlp->kl", r, X, X))[1][:, -1]
 
+# %% ../nbs/11_adaptive.ipynb #19639cad
 def first_looks(
     frames, # Frames
     most=30_000, # of so many of them, in pieces spread over the movie
@@ -316,6 +318,7 @@ def start(self:AdaptiveSubunits,
     for k in self.widths: getattr(self, f"start_{k}").copy_(getattr(self, k))
     self.exposure.fill_(stretches.frames.exposure)
 
+# %% ../nbs/11_adaptive.ipynb #7a8bc86e
 @patch
 def set_out(self:AdaptiveSubunits,
     look, # one of `first_looks`
@@ -333,6 +336,7 @@ def set_out(self:AdaptiveSubunits,
                  time=torch.stack([course, -course]*2, 1)[:, :, None]*torch.tensor([1, -.5])[:, None], log_weight=weight.log()[..., None])
     for name, value in found.items(): getattr(self, name).copy_(value)
 
+# %% ../nbs/11_adaptive.ipynb #e82a1d01
 @patch
 def calibrate(self:AdaptiveSubunits,
     stretches, # Stretches
@@ -420,6 +424,7 @@ def past(self:AdaptiveSubunits,
     before = (recent_spikes(counts, i, self.spike_basis.shape[1], blocks) for i in torch.from_numpy(index).split(4096))
     return torch.cat([torch.einsum("btn,kt->bnk", b, self.spike_basis.cpu()) for b in before])
 
+# %% ../nbs/11_adaptive.ipynb #227605fc
 @patch
 @torch.no_grad()
 def learn_spikes(self:AdaptiveSubunits,
@@ -441,6 +446,7 @@ def learn_spikes(self:AdaptiveSubunits,
     solver.step(loss)
     self.spike_weights.copy_(w)
 
+# %% ../nbs/11_adaptive.ipynb #50a36282
 @patch
 @torch.no_grad()
 def predict_with_history(self:AdaptiveSubunits,

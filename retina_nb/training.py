@@ -247,6 +247,7 @@ def begin(self:FiringRates, data):
 @patch
 def on_train_epoch_start(self:FiringRates): self.begin(self.trainer.train_dataloader.dataset)
 
+# %% ../nbs/05_training.ipynb #e2df36a4
 @patch
 def write_row(self:FiringRates):
     "Add this epoch to the history, in memory and in history.csv"
@@ -604,6 +605,7 @@ def share_core(
     for model in models[1:]:
         for name in first.core: setattr(model, name, getattr(first, name))
 
+# %% ../nbs/05_training.ipynb #2d97217d
 class Sessions(L.LightningModule):
     "Trains models that share a core, each on its own recording; a step is a batch of every recording"
     def __init__(self,
