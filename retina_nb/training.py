@@ -664,19 +664,18 @@ def fit(
     auto, precision = precision == "auto", "32-true" if precision == "auto" else precision
     with _quiet(): loop = _trainer(out, epochs, patience, progress, getattr(models[0], "averaging", None), precision=precision, **trainer)
     _check_processes(batch_size, loop.world_size)
-    parts = [_parts(m, r, split, fractions, scale, seed) for m, r in zip(models, recs)]
-    rank = loop.global_rank
+    parts, first = [_parts(m, r, split, fractions, scale, seed) for m, r in zip(models, recs)], loop.global_rank == 0
     for m, r, (train, _), folder in zip(models, recs, parts, folders):
-        if rank == 0: _start_folder(folder, _config(m, r, train.scale, split=split, fractions=list(fractions), scale=scale, seed=seed, batch_size=batch_size, lr=lr, epochs=epochs, patience=patience,
+        if first: _start_folder(folder, _config(m, r, train.scale, split=split, fractions=list(fractions), scale=scale, seed=seed, batch_size=batch_size, lr=lr, epochs=epochs, patience=patience,
                                                     **({"together": [f.name for f in folders]} if together else {}), trainer={k: str(v) for k, v in dict(trainer, precision="auto" if auto else precision).items() if k != "callbacks"}), resume)
-    if hasattr(model, "solve"): return load_run(out) if (out/"model.pth").exists() else _solve(model, *parts[0], rec.train, out, progress)
+    if hasattr(models[0], "solve"): return load_run(out) if (out/"model.pth").exists() else _solve(models[0], *parts[0], rec.train, out, progress)
     loaders = [_loaders(m, r, *part, batch_size, seed, workers, loop) for m, r, part in zip(models, recs, parts)]
     loop.callbacks += [OnDevice(*pair, (False, True) if auto else (False,)) for pair in loaders]
     modules = [FiringRates(m, train.scale, lr, seed, folder, on_epoch) for m, (train, _), folder in zip(models, parts, folders)]
     if together:
         with _quiet(): loaders = [[CombinedLoader(list(l), mode) for l, mode in zip(zip(*loaders), ("max_size", "sequential"))]]
     _run_loop(loop, Sessions(modules) if together else modules[0], *loaders[0], out)
-    if rank == 0:
+    if first:
         for i, (m, r, part, folder) in enumerate(zip(models, recs, parts, folders)):
             state, epoch = _best(out, f"session{i}.model." if together else "model.")
             if hasattr(m, "learn_spikes"):
@@ -853,7 +852,8 @@ def retina_train(
     for folder, seed in each.items():
         runs = train(recs if len(recs) > 1 else recs[0], model, folder, history, parse_settings(set), seed, lr, split=split, epochs=epochs, batch_size=batch_size, scale=scale, patience=patience, resume=resume,
                     accelerator=accelerator, devices=int(devices) if devices.isdigit() else devices, num_nodes=num_nodes, strategy=strategy, precision=precision)
-        for run in runs if rank_zero_only.rank == 0 and len(recs) > 1 else [runs][:rank_zero_only.rank == 0]:
+        if rank_zero_only.rank: continue  # one process speaks
+        for run in runs if len(recs) > 1 else [runs]:
             r = run.results
             print(f"{run.path}: {r['epochs']} epochs in {r['seconds']:.0f} s; best epoch {r['best_epoch']}: training correlation {r['train_corr']:.3f}, validation correlation {r['valid_corr']:.3f}")
 
