@@ -319,7 +319,9 @@ class Features(Dataset):
     "Features of a frozen model, computed once, and the rates"
     def __init__(self, features, rates): self.features, self.rates, self.nbytes = features, rates, features.nbytes
     def __len__(self): return len(self.rates)
-    def __getitems__(self, items): return self.features[items], self.rates[items]
+    def __getitems__(self, items):
+        items = torch.as_tensor(items, device=self.rates.device)
+        return self.features[items], self.rates[items]
     def to(self, device, like=None):
         self.features, self.rates = self.features.to(device), self.rates.to(device)
         return self
@@ -565,7 +567,7 @@ def _loaders(model, rec, train, valid, batch_size, seed, workers, loop):
     if order.clip > 1: train, valid = Clips(train), Clips(valid)
     if hasattr(model, "stretches"):
         train, valid = (model.stretches(f, rec.blocks) for f in (train, valid))
-        order, batches = Shuffled(len(train), seed), dict(batch_size=-(-batch_size//4), world=world)
+        order, batches = Shuffled(len(train), seed), dict(batch_size=model.in_batch(batch_size), world=world)
     load = dict(collate_fn=ready, num_workers=workers*lazy, persistent_workers=lazy and workers > 0)
     return (DataLoader(train, batch_sampler=Batches(order, **batches), **load),
             DataLoader(valid, batch_sampler=Batches(range(len(valid)), **{**batches, "least": 1}), **load))
@@ -600,8 +602,9 @@ def share_core(
     "Let all models use the core of the first"
     first = models[0]
     check_core(type(first), len(recs))
-    for what, found in (("history", {m.img_shape[0] for m in models}), ("frames per second", {r.hz for r in recs}), ("n_basis", {len(m.basis) for m in models})):
-        if len(found) > 1: raise Problem(f"data: expected recordings of one {what} to share a core, found {', '.join(f'{v:g}' for v in sorted(found))}; train them one by one")
+    shapes = {f"shape of {name}": {tuple(getattr(m, name).shape) for m in models} for name in first.core}
+    for what, found in {"number of frames per second": {r.hz for r in recs}, **shapes}.items():
+        if len(found) > 1: raise Problem(f"data: expected recordings of one {what} to share a core, found {', '.join(map(str, sorted(found)))}; train them one by one")
     for model in models[1:]:
         for name in first.core: setattr(model, name, getattr(first, name))
 

@@ -4,10 +4,16 @@ import copy
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
+import retina_nb.benchmarks as benchmarks
 import retina_nb.training as training
+from retina_nb.benchmarks import Case, step_flops
 from retina_nb.data import Frames, Part, Recording, write_recording
-from retina_nb.training import Batches, Clips, Features, FiringRates, OnDevice, fit, model_for, quickest
+from retina_nb.training import Batches, Clips, Features, FiringRates, OnDevice, fit, model_for, quickest, train
 
 
 class Rec:
@@ -90,3 +96,104 @@ def test_no_room(monkeypatch):
     monkeypatch.setattr(OnDevice, "choose", lambda *_: None)
     OnDevice(train, valid, [False]).setup(Loop, OnGpu, "fit")
     assert train.pin_memory and valid.pin_memory and train.dataset.stimulus.device.type == "cpu"
+
+
+class OnGpu(torch.Tensor):
+    "A tensor that says that it is on a GPU and refuses to meet those that are not; its numbers are on the CPU"
+    device, is_cuda = property(lambda self: torch.device("cuda:0")), property(lambda self: True)
+
+    @staticmethod
+    def __new__(cls, numbers):
+        new = torch.Tensor._make_wrapper_subclass(cls, numbers.size(), strides=numbers.stride(), storage_offset=numbers.storage_offset(), dtype=numbers.dtype, device="meta")
+        new.numbers = numbers
+        return new
+
+    def __format__(self, how): return format(self.item(), how)
+    def tolist(self): return self.numbers.tolist()
+    def __reduce_ex__(self, protocol): return torch.clone, (self.numbers.detach(),)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None): return compute(func, args, kwargs or {})
+
+
+def compute(func, args, kwargs):
+    "What an operation gives, on the CPU, if its tensors could have met"
+    name, device = func.overloadpacket.__name__, kwargs.get("device")
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    there = [t for t in tensors if isinstance(t, OnGpu)]
+    here = [t for t in tensors if not isinstance(t, OnGpu) and t.ndim]
+    may_meet = name in ("copy_", "_to_copy") or name in ("index", "index_put", "index_put_") and isinstance(args[0], OnGpu) and all(not t.is_floating_point() for t in here)
+    assert not (there and here) or may_meet, f"{name}: tensors on two devices, {[(type(t).__name__, tuple(t.shape)) for t in tensors]}"
+    on_gpu = torch.device(device).type != "cpu" if device is not None else isinstance(args[0], OnGpu) if name == "copy_" else bool(there)
+
+    def bare(t): return t.numbers if isinstance(t, OnGpu) else t
+    known = {id(bare(t)): t for t in tensors}
+    found = func(*tree_map(bare, args), **tree_map(bare, kwargs) | ({"device": "cpu"} if device is not None else {}))
+    return tree_map(lambda t: known.get(id(t), OnGpu(t) if on_gpu else t) if isinstance(t, torch.Tensor) else t, found)
+
+
+class PretendGpu(TorchDispatchMode):
+    "A device cuda:0 for whatever is computed, which needs none"
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None): return compute(func, args, kwargs or {})
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    plain, made = torch.Tensor.to, {name: getattr(torch, name) for name in ("tensor", "as_tensor")}
+
+    def to(self, *args, **kwargs):
+        if args and isinstance(args[0], torch.Tensor): args = (args[0].device, args[0].dtype)
+        device, dtype, _, layout = torch._C._nn._parse_to(*args, **{k: v for k, v in kwargs.items() if k != "copy"})
+        if not isinstance(self, OnGpu) and (device is None or device.type == "cpu"): return plain(self, *args, **kwargs)
+        more = dict(dtype=dtype) if dtype else {}
+        if layout and self.ndim == 4: more["memory_format"] = layout
+        if not more and device in (None, self.device): return self
+        return torch.ops.aten._to_copy(self, device=device or self.device, **more)
+
+    def on(name):
+        def make(*args, device=None, **kwargs):
+            new = made[name](*args, **kwargs)
+            return new if device is None else new.to(device)
+        return make
+    for name in made: monkeypatch.setattr(torch, name, on(name))  # these two and `to` look for the device before a mode is asked
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: self.to("cpu"))
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(training, "room", lambda device: 1e9)
+    monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
+    swapped = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    with PretendGpu(): yield SingleDeviceStrategy(torch.device("cuda:0"), CPUAccelerator())
+    torch.__future__.set_swap_module_params_on_conversion(swapped)
+
+
+small = dict(chans=[2, 2], ksizes=[3, 3], noise=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available.*", "ignore:.*without cuDNN.*")
+@pytest.mark.parametrize("name, settings", [("bncnn", small), ("stackedconv", small), ("stacked", {}), ("cnnbilstm", small | dict(hidden=4)), ("adaptive", dict(subunits=3, n_basis=4, spike_history=5))])
+def test_nothing_stays_behind(tmp_path, request, name, settings):
+    "All that a training needs is on the device, and it finds the numbers that the CPU finds"
+    recording, how = write(tmp_path), dict(history=5, epochs=2, batch_size=200, progress=False)
+    if name == "stacked": settings = dict(base=train(recording, "bncnn", tmp_path/"base", settings=small, accelerator="cpu", **how).path)
+    plain = train(recording, name, tmp_path/"plain", settings=settings, accelerator="cpu", **how).history
+    other = train(recording, name, tmp_path/"gpu", settings=settings, strategy=request.getfixturevalue("gpu"), **how).history
+    np.testing.assert_allclose(other[["train_loss", "valid_loss"]], plain[["train_loss", "valid_loss"]], rtol=.03)
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available.*", "ignore:.*without cuDNN.*")
+def test_nothing_stays_behind_of_two_recordings(tmp_path, gpu):
+    for name in "ab": (tmp_path/name).mkdir()
+    runs = train([write(tmp_path/name) for name in "ab"], "adaptive", tmp_path/"run", history=5, settings=dict(subunits=3, n_basis=4), epochs=1, batch_size=200, progress=False, strategy=gpu)
+    assert len(runs) == 2 and all(np.isfinite(run.results["valid_loss"]) for run in runs)
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available.*", "ignore:.*without cuDNN.*")
+def test_benchmarks_measure_on_the_device(tmp_path, monkeypatch, gpu):
+    monkeypatch.setattr(benchmarks, "device", torch.device("cuda:0"))
+    rec = write(tmp_path)
+    for case in (Case(rec, history=3, **small), Case(rec, "cnnbilstm", 3, hidden=4, **small), Case(rec, "adaptive", 3, 8)):
+        assert case.bare(1) > 0 and next(case.model.parameters()).is_cuda
+        if case.model.img_shape[0] == 3 and not hasattr(case.model, "stretches"): assert case.reference(1) > 0
+    assert step_flops(Case(rec, history=3, **small)) > 0

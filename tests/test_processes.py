@@ -44,6 +44,7 @@ def test_two_processes(recording, alone, tmp_path):
     check_same(run, alone)
 
 
+@pytest.mark.slow
 def test_stop_and_resume_with_torchrun(recording, alone, tmp_path):
     "Ctrl-C ends both processes; torchrun goes on with the run"
     args = ["--data", recording, *ARGS, "--devices", 2, "--strategy", "ddp", "--out", tmp_path/"run"]

@@ -79,7 +79,7 @@ def test_mistakes(two, tmp_path, args, words):
 
 def test_other_frame_rates(two, tmp_path):
     record(tmp_path/"C.h5", (6, 6), hz=50)
-    with pytest.raises(Problem, match="one frames per second to share a core, found 50, 100"):
+    with pytest.raises(Problem, match="one number of frames per second to share a core, found 50.0, 100.0"):
         retina_train(data=f"{two[0]},{tmp_path/'C.h5'}", out=str(tmp_path/"run"), **ARGS)
 
 

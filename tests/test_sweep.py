@@ -58,7 +58,7 @@ def unbroken(recording, tmp_path_factory):
     return pd.read_csv(out/"sweep.csv")
 
 
-@pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("stop, code", [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGKILL, -9)])
 def test_stopped_and_taken_up(recording, unbroken, tmp_path, stop, code):
     p = start(recording, tmp_path/"sweep", *SEARCH)
     while not (tmp_path/"sweep"/"trial000"/"last.ckpt").exists():
