@@ -132,13 +132,19 @@ def subunits(self:AdaptiveSubunits,
 
 # %% ../nbs/11_adaptive.ipynb #83caf256
 @patch
+def rectified(self:AdaptiveSubunits,
+    u, # what drives each subunit, as from `subunits`
+): # of the same shape
+    "What each subunit says"
+    def across(p): return p[:, :, None, None, None]
+    return (u - across(self.threshold)).clamp_min(1e-4)**across(self.log_power.exp())
+
+@patch
 def currents(self:AdaptiveSubunits,
     u, # what drives each subunit, as from `subunits`
 ): # (2, batch, time - history + 1, n_units): excitation, about 1 on average, and inhibition
     "What all subunits of a cell say together"
-    def across(p): return p[:, :, None, None, None]
-    u = (u - across(self.threshold)).clamp_min(1e-4)**across(self.log_power.exp())
-    return torch.einsum("nqpjbt,nqpj->qbtn", u.unflatten(1, (2, -1)), self.log_weight.exp().unflatten(1, (2, -1)))/self.unit
+    return torch.einsum("nqpjbt,nqpj->qbtn", self.rectified(u).unflatten(1, (2, -1)), self.log_weight.exp().unflatten(1, (2, -1)))/self.unit
 
 @patch
 def adapted(self:AdaptiveSubunits,
@@ -375,8 +381,7 @@ def set_out(self:AdaptiveSubunits,
     "Subunits around the centre that was guessed, with its time course"
     centers, spread, course, alike = zip(*look)
     spread, frame, window = torch.tensor(spread)/self.size, torch.tensor(self.frame), torch.tensor(self.window)
-    usual = spread.nanmedian() if (spread == spread).any() else frame.max()/18
-    spread = (spread.nan_to_num(usual.item())*usual).sqrt().clamp(.75, max(.75, window.max().item()/5)).float()[:, None]
+    spread = (spread*spread.median()).sqrt().clamp(.75, max(.75, window.max().item()/5)).float()[:, None]
     centers, j = (torch.stack(centers).float() + .5)/self.size - .5, torch.arange(self.log_weight.shape[2])
     sunflower = 1.3*((j + .5)/len(j)).sqrt()[:, None]*torch.stack([(2.4*j).sin(), (2.4*j).cos()], 1)
     course = torch.stack(course) @ self.basis.T.cpu()

@@ -124,7 +124,7 @@ def loop(self:Case,
     "Seconds of as many steps inside `fit`"
     clock = Clock(2, 2 + steps)
     with tempfile.TemporaryDirectory() as out:
-        fit(self.model, rec or self.rec, Path(out)/"run", split="random", epochs=1, patience=0, batch_size=self.batch_size, progress=False, workers=workers, callbacks=[clock], accelerator="gpu" if device.type == "cuda" else "cpu",
+        fit(self.model, rec or self.rec, Path(out)/"run", split="random", epochs=1, patience=0, batch_size=self.batch_size, progress=False, workers=workers, callbacks=[clock], accelerator=device.type,
             limit_train_batches=steps + 3, limit_val_batches=1)
     return clock.seconds
 
@@ -341,7 +341,7 @@ def bench_epoch(table, path, reference, steps, settings):
         if device.type == "cuda": torch.cuda.reset_peak_memory_stats()
         case = Case(rec, batch_size=batch_size, **settings)
         with tempfile.TemporaryDirectory() as out:
-            run = fit(case.model, rec, Path(out)/"run", epochs=1, patience=0, batch_size=batch_size, progress=False, accelerator="gpu" if device.type == "cuda" else "cpu")
+            run = fit(case.model, rec, Path(out)/"run", epochs=1, patience=0, batch_size=batch_size, progress=False, accelerator=device.type)
             seconds, n = run.results["seconds"], len(run.split[0])
         theirs, what = reference.seconds("bncnn", 1, settings, steps)*n/(32*steps), f"bncnn, batch {batch_size}, an epoch of {n} frames"
         table.add(f"{what} / the reference's way", seconds, theirs, theirs/seconds, "s")
