@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from torch import nn
 from tqdm import tqdm
 
-from .data import Problem
+from .data import InputError
 
 # %% ../nbs/08_baselines.ipynb #41197e35
 def cosine_basis(
@@ -228,7 +228,7 @@ class LN(nn.Module):
         pool = pool or max(1, math.ceil(max(img_shape[1:])/25))
         whole = dict(n_units=n_units, n_basis=n_basis, pool=pool, window=window, rank=1 if rank == "full" else rank)
         for name, n in dict(img_shape=min(img_shape), **whole).items():
-            if not (isinstance(n, int) and n >= 1): raise Problem(f"{name}: expected {'full or ' if name == 'rank' else ''}a whole number of 1 or more, found {n!r}")
+            if not (isinstance(n, int) and n >= 1): raise InputError(f"{name}: expected {'full or ' if name == 'rank' else ''}a whole number of 1 or more, found {n!r}")
         self.hyperparams = dict(img_shape=img_shape, n_units=n_units, n_basis=n_basis, pool=pool, window=window, rank=rank)
         self.img_shape, self.n_units, self.rank = tuple(img_shape), n_units, rank
         n_basis = min(n_basis, img_shape[0])
@@ -320,12 +320,12 @@ def check_frames(
     train, # Frames
     valid, # Frames
 ):
-    "The frames fit the model, or a Problem"
+    "The frames fit the model, or a InputError"
     for name, frames in (("training", train), ("validation", valid)):
-        if frames is None or not len(frames): raise Problem(f"{name} frames: expected some, found none; split the recording into training and validation frames")
+        if frames is None or not len(frames): raise InputError(f"{name} frames: expected some, found none; split the recording into training and validation frames")
         found = (frames.history, *frames.stimulus.shape[1:])
-        if found != model.img_shape: raise Problem(f"{name} frames: expected windows of {model.img_shape} as in the model's img_shape, found {found}")
-        if frames.rates.shape[1] != model.n_units: raise Problem(f"{name} frames: expected {model.n_units} cells as in the model's n_units, found {frames.rates.shape[1]}")
+        if found != model.img_shape: raise InputError(f"{name} frames: expected windows of {model.img_shape} as in the model's img_shape, found {found}")
+        if frames.rates.shape[1] != model.n_units: raise InputError(f"{name} frames: expected {model.n_units} cells as in the model's n_units, found {frames.rates.shape[1]}")
 
 # %% ../nbs/08_baselines.ipynb #82821975
 @patch
@@ -422,7 +422,7 @@ class GLM(LN):
     ):
         super().__init__(*shape, **given)
         n_units = self.n_units
-        if not (isinstance(spike_history, int) and spike_history >= 1): raise Problem(f"spike_history: expected a whole number of frames, 1 or more, found {spike_history!r}")
+        if not (isinstance(spike_history, int) and spike_history >= 1): raise InputError(f"spike_history: expected a whole number of frames, 1 or more, found {spike_history!r}")
         self.hyperparams.update(spike_history=spike_history, coupling=coupling)
         self.output, self.coupling, self.joint = GainSoftplus(n_units), coupling, copy.deepcopy(self.linear)
         self.register_buffer("spike_basis", cosine_basis(spike_history, 8))
@@ -436,7 +436,7 @@ class GLM(LN):
         return self.output(self.joint(x) + self.past(spikes))
     def past(self, spikes):
         "What recorded spikes add to the drive, (batch, n_units)"
-        if self.spike_weights.isnan().any(): raise Problem("spike history: expected a GLM that was solved with spike counts, found one without; give solve the part of the recording")
+        if self.spike_weights.isnan().any(): raise InputError("spike history: expected a GLM that was solved with spike counts, found one without; give solve the part of the recording")
         return torch.einsum("btj,njt->bn" if self.coupling else "btn,njt->bn", spikes, self.spike_filters())
 
 # %% ../nbs/08_baselines.ipynb #5d37f7ee
@@ -500,6 +500,6 @@ def predict_with_history(self:GLM,
 ) -> torch.Tensor: # (frames, n_units) Hz
     "What `with_history` says at all frames, knowing the recorded spikes before each of them"
     counts = torch.as_tensor(counts, dtype=torch.float32)
-    if counts.shape != (len(frames.stimulus), self.n_units): raise Problem(f"counts: expected {(len(frames.stimulus), self.n_units)} for {len(frames.stimulus)} frames and {self.n_units} cells, found {tuple(counts.shape)}")
+    if counts.shape != (len(frames.stimulus), self.n_units): raise InputError(f"counts: expected {(len(frames.stimulus), self.n_units)} for {len(frames.stimulus)} frames and {self.n_units} cells, found {tuple(counts.shape)}")
     spikes = torch.cat([self.past(recent_spikes(counts, i, self.spike_basis.shape[1], blocks)) for i in torch.from_numpy(frames.index).split(4096)])
     return self.output(self.joint.stream(Pooled(frames, self.linear.size)) + spikes)

@@ -23,7 +23,7 @@ from fastcore.script import call_parse
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from .data import Frames, Problem, Recording, command, whole, write_recording
+from .data import Frames, InputError, Recording, command, atomic_write, write_recording
 from .stacked import LinearStackedBNCNN
 from .training import Clips, FiringRates, Run, drive_batch, fit, frozen_features, keep_memory, model_for, poisson_loss, predict, quickest
 
@@ -248,7 +248,7 @@ def peak_memory(
     "Memory from opening a recording to its first batch of 40-frame windows"
     if not sys.platform.startswith("linux"): return np.nan
     done = subprocess.run([sys.executable, "-c", _opener, way, str(small), str(path)], capture_output=True, text=True)
-    if done.returncode: raise Problem(f"{path}: expected to measure memory in another process, found {done.stderr.strip().splitlines()[-1:]}")
+    if done.returncode: raise InputError(f"{path}: expected to measure memory in another process, found {done.stderr.strip().splitlines()[-1:]}")
     return float(done.stdout)
 
 # %% ../nbs/10_benchmarks.ipynb #b763416d
@@ -407,8 +407,8 @@ def retina_bench(
     quick:bool=False, # a few steps only, to see that everything works
 ):
     "Measure speed and memory as ratios, and write a table and a figure"
-    if frames < 5000: raise Problem(f"--frames: expected 5000 or more, found {frames}")
+    if frames < 5000: raise InputError(f"--frames: expected 5000 or more, found {frames}")
     table, out = run_benchmarks(**(quick_form if quick else dict(frames=frames))), Path(out)
-    with whole(out/"benchmarks.csv") as f: table.to_csv(f, index=False)
-    with whole(out/"benchmarks.png") as f: plot_benchmarks(table, machine()).figure.savefig(f, dpi=120, bbox_inches="tight")
+    with atomic_write(out/"benchmarks.csv") as f: table.to_csv(f, index=False)
+    with atomic_write(out/"benchmarks.png") as f: plot_benchmarks(table, machine()).figure.savefig(f, dpi=120, bbox_inches="tight")
     print(f"{out}: benchmarks.csv, benchmarks.png")

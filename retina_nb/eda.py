@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.linalg import solve, toeplitz
 from scipy.ndimage import gaussian_filter
 
-from .data import Problem, full_history
+from .data import InputError, full_history
 
 # %% ../nbs/01_eda.ipynb #1eff2829
 def sample_frames(
@@ -122,7 +122,7 @@ def plot_power_spectrum(
 # %% ../nbs/01_eda.ipynb #ec831172
 def _window(n, hz, start, seconds):
     "Slice of so many seconds from `start`, within n frames"
-    if not (0 <= start < n/hz and seconds > 0): raise Problem(f"start, seconds: expected a stretch of time between 0 and {n/hz:g} s, found {start:g} and {seconds:g}")
+    if not (0 <= start < n/hz and seconds > 0): raise InputError(f"start, seconds: expected a stretch of time between 0 and {n/hz:g} s, found {start:g} and {seconds:g}")
     a = int(start*hz)
     return slice(a, max(a + 1, min(n, round((start + seconds)*hz))))
 
@@ -139,7 +139,7 @@ def plot_raster(
     seconds=10, # how much of the training movie
 ):
     "Spikes of all cells during some seconds of the training movie"
-    if rec.train.counts is None: raise Problem(f"{rec.path}: expected spike counts in train/response/binned for a raster, not there")
+    if rec.train.counts is None: raise InputError(f"{rec.path}: expected spike counts in train/response/binned for a raster, not there")
     t, ax = _window(len(rec.train), rec.hz, start, seconds), _axes(ax)
     counts = rec.train.counts[t].round().astype(int)
     within = [np.concatenate([np.arange(k)/k for k in c[c > 0]] or [[]]) for c in counts.T]  # two spikes in a frame are two lines
@@ -178,7 +178,7 @@ def _cell(rec, cell):
     "Index of a cell among the recording's, from its index or name"
     i = rec.cell_names.index(cell) if cell in rec.cell_names else cell
     if not isinstance(i, (int, np.integer)) or not 0 <= i < rec.n_cells:
-        raise Problem(f"cell: expected 0 to {rec.n_cells - 1} or one of {', '.join(rec.cell_names)}; found {cell}")
+        raise InputError(f"cell: expected 0 to {rec.n_cells - 1} or one of {', '.join(rec.cell_names)}; found {cell}")
     return int(i)
 
 def _repeats(rec):
@@ -231,7 +231,7 @@ def repeat_correlation(
     repeats, # (repeats, time, n_cells)
 ) -> np.ndarray: # (pairs of repeats, n_cells)
     "Correlation of each cell's response between each two repeats; NaN for a cell that does not fire in one of them"
-    if len(repeats) < 2: raise Problem(f"reliability: expected 2 repeats of the test movie or more, found {len(repeats)}")
+    if len(repeats) < 2: raise InputError(f"reliability: expected 2 repeats of the test movie or more, found {len(repeats)}")
     z = _standard(repeats)
     each = np.einsum("rtn,stn->rsn", z, z)/repeats.shape[1]
     return each[np.tril_indices(len(repeats), -1)]
@@ -266,7 +266,7 @@ def noise_correlation(
     repeats, # (repeats, time, n_cells)
 ) -> np.ndarray: # (n_cells, n_cells)
     "Correlation among cells of what differs from one repeat to the next"
-    if len(repeats) < 2: raise Problem(f"noise correlation: expected 2 repeats of the test movie or more, found {len(repeats)}")
+    if len(repeats) < 2: raise InputError(f"noise correlation: expected 2 repeats of the test movie or more, found {len(repeats)}")
     return _correlate((repeats - repeats.mean(0, dtype=float)).reshape(-1, repeats.shape[2]))
 
 # %% ../nbs/01_eda.ipynb #e7ce71f3
@@ -491,7 +491,7 @@ def overview(
         for row, part in zip(rows, fig.subfigures(len(rows), 1, height_ratios=(.9, 1.1, .9, 1.1))):
             for plot, ax in zip(row, part.subplots(1, len(row), width_ratios=list(row.values()))):
                 try: plot(rec, ax, **(dict(cell=cell) if plot in (plot_repeats, plot_psth) else {}))
-                except Problem as e:
+                except InputError as e:
                     ax.text(.5, .5, textwrap.fill(str(e), 40), ha="center", va="center", color="0.4", transform=ax.transAxes)
                     ax.axis("off")
         fig.suptitle(repr(rec))

@@ -24,7 +24,7 @@ from fastcore.script import call_parse
 from matplotlib.ticker import MaxNLocator
 from scipy.special import xlogy
 
-from .data import Frames, Part, Problem, Recording, command, whole
+from .data import Frames, Part, InputError, Recording, command, atomic_write
 from .simulation import simulate_recording
 from .training import Run, but_seed, load_runs, parse_settings, predict, train
 
@@ -40,10 +40,10 @@ def _numbers(
         x = x.detach().cpu().double().numpy()
     else:
         x = np.asarray(x)
-        if x.dtype.kind not in "buif": raise Problem(f"{name} should be numbers, found {x.dtype}")
+        if x.dtype.kind not in "buif": raise InputError(f"{name} should be numbers, found {x.dtype}")
         eps = np.finfo(x.dtype).eps if x.dtype.kind == "f" else 0
         x = x.astype(np.float64)
-    if x.ndim != shape.count(",") + 1: raise Problem(f"{name} should have the shape ({shape}), found {x.shape}")
+    if x.ndim != shape.count(",") + 1: raise InputError(f"{name} should have the shape ({shape}), found {x.shape}")
     return x, max(eps, np.finfo(np.float64).eps)
 
 # %% ../nbs/06_results.ipynb #70b97b28
@@ -59,7 +59,7 @@ def _rows(
     if yhat is not None:
         p, p_eps = _numbers(yhat, "the prediction", "frames, cells")
         if p.shape != x.shape[1:]:
-            raise Problem(f"the prediction has {p.shape[0]} frames and {p.shape[1]} cells, the response {x.shape[1]} and {x.shape[2]}: expected the same")
+            raise InputError(f"the prediction has {p.shape[0]} frames and {p.shape[1]} cells, the response {x.shape[1]} and {x.shape[2]}: expected the same")
         x, eps = np.concatenate([x, p[None]]), np.append(eps, p_eps)
     x = np.ascontiguousarray(x.transpose(2, 0, 1))
     return _centre(np.where(np.isnan(x).any(1, keepdims=True), np.nan, x), eps)
@@ -141,7 +141,7 @@ def batch_correlation(
     "The reference project's correlation: within batches of frames, 0 where either side is constant."
     (y, y_eps), (yhat, eps) = _numbers(y, "the response", "frames, cells"), _numbers(yhat, "the prediction", "frames, cells")
     if y.shape != yhat.shape: _rows(y, yhat, "frames, cells")    # says what differs
-    if batch_size < 1: raise Problem(f"batch_size should be 1 or more, found {batch_size}")
+    if batch_size < 1: raise InputError(f"batch_size should be 1 or more, found {batch_size}")
     keep = ~(np.isnan(y) | np.isnan(yhat)).any(1)
     pair, cells = np.stack([y[keep], yhat[keep]]).transpose(2, 0, 1), y.shape[1]
     whole = pair.shape[-1]//batch_size*batch_size
@@ -161,7 +161,7 @@ def _batch(x, eps):
 def _power(cov):
     "Signal power of the rows of `cov`, and the variance of their mean; both 0 where it is nothing but rounding."
     R = cov.shape[-1]
-    if R < 2: raise Problem(f"noise cannot be told from signal with {R} repeat: expected at least 2")
+    if R < 2: raise InputError(f"noise cannot be told from signal with {R} repeat: expected at least 2")
     total, trace = cov.sum((-1, -2)), np.trace(cov, axis1=-2, axis2=-1)
     sp, var = (total - trace)/R/(R - 1), total/R**2
     small = 1e-13*trace
@@ -248,7 +248,7 @@ def _log_likelihood(
     "Poisson log-likelihoods, less the term that all of them share."
     (y, _), (p, _) = _numbers(counts, "counts", "frames, cells"), _numbers(yhat, "the prediction", "frames, cells")
     x, mean = _rows(counts, yhat, "frames, cells")
-    if (y < 0).any(): raise Problem(f"spike counts should be 0 or more, found {np.nanmin(y):g}")
+    if (y < 0).any(): raise InputError(f"spike counts should be 0 or more, found {np.nanmin(y):g}")
     there = ~np.isnan(x[:, 0]).T
     varies = (x[:, 0] != 0).any(1, where=there.T) & np.isfinite(mean).all(1)
     y, p = np.where(there & varies, y, 0), np.where(there & varies, np.maximum(p, FLOOR), 0)
@@ -283,14 +283,14 @@ def bootstrap(
     seed:int=0, # the same seed takes the same blocks, for whatever metric and model
 ) -> np.ndarray: # the metric of every resample, (resamples, cells)
     "Compute a metric on resampled blocks of time."
-    if metric not in _formula: raise Problem(f"no bootstrap for {getattr(metric, '__name__', metric)}: expected one of {', '.join(f.__name__ for f in _formula)}")
+    if metric not in _formula: raise InputError(f"no bootstrap for {getattr(metric, '__name__', metric)}: expected one of {', '.join(f.__name__ for f in _formula)}")
     shape = "repeats, frames, cells"
     if metric is pearson:
         if np.ndim(y) == 3: y = _numbers(y, "the response", shape)[0].mean(0)
         shape = "frames, cells"
     x, mean = _rows(y, yhat, shape)
     blocks = x.shape[-1]//block if block > 0 else 0
-    if blocks < 2: raise Problem(f"{x.shape[-1]} frames are fewer than two blocks of {block}: an interval needs a longer recording")
+    if blocks < 2: raise InputError(f"{x.shape[-1]} frames are fewer than two blocks of {block}: an interval needs a longer recording")
     moments = _moments(x, np.arange(blocks)*x.shape[-1]//blocks)
     weights = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1/blocks), resamples).astype(float)
     return _formula[metric](*_covariance(moments, mean, weights))
@@ -340,7 +340,7 @@ def paired(
 ) -> pd.DataFrame: # one row a cell and a last one, "mean"; columns value (a less b), lo, hi
     "The difference between two models, with 95 % intervals from the same resamples and the same frames."
     a, b = [_numbers(p, "the prediction", "frames, cells")[0] for p in (a, b)]
-    if a.shape != b.shape: raise Problem(f"the predictions have the shapes {a.shape} and {b.shape}: expected the same")
+    if a.shape != b.shape: raise InputError(f"the predictions have the shapes {a.shape} and {b.shape}: expected the same")
     missing = np.isnan(a) | np.isnan(b)
     a, b = [np.where(missing, np.nan, p) for p in (a, b)]
     if metric is pearson and np.ndim(y) == 3: y = _numbers(y, "the response", "repeats, frames, cells")[0].mean(0)
@@ -435,7 +435,7 @@ def _with_spikes(run):
 def _scored(runs):
     "Label, run, cells and resamples of each run, recording by recording, the best on the test movie first; what sees recorded spikes comes last"
     runs = [each for run in runs for each in _with_spikes(run)]
-    if not runs: raise Problem("no runs: expected at least one")
+    if not runs: raise InputError("no runs: expected at least one")
     for run in runs:
         if "_scored" not in vars(run): run._scored = _scores(run)
     recordings = list(dict.fromkeys(str(run.recording.path) for run in runs))
@@ -769,7 +769,7 @@ def _report(sections, about):
 # %% ../nbs/06_results.ipynb #b7681a0b
 def _folder(out):
     "A path that is a folder or is still free"
-    if Path(out).exists() and not Path(out).is_dir(): raise Problem(f"{out}: expected a folder to write to, found a file; give another --out")
+    if Path(out).exists() and not Path(out).is_dir(): raise InputError(f"{out}: expected a folder to write to, found a file; give another --out")
     return Path(out)
 
 def write_results(
@@ -791,7 +791,7 @@ def write_results(
                 (Path(tmp)/name).write_bytes(content.encode() if isinstance(content, str) else content)
             (out/"figures").mkdir(exist_ok=True)
             for name in files: (Path(tmp)/name).replace(out/name)
-    except OSError as e: raise Problem(f"{out}: expected a folder that can be written to: {e.strerror}; give another --out") from None
+    except OSError as e: raise InputError(f"{out}: expected a folder that can be written to: {e.strerror}; give another --out") from None
     return out
 
 # %% ../nbs/06_results.ipynb #61da2859
@@ -865,8 +865,8 @@ def retina_demo(
     seed:int=0, # of the simulation, the split and the training
 ):
     "Simulate a recording, train a baseline, the three models and our own, and write the table, the report and the figures"
-    if protocol not in protocols: raise Problem(f"--protocol: expected {' or '.join(protocols)}, found '{protocol}'")
-    if epochs is not None and epochs < 1: raise Problem(f"--epochs: expected 1 or more, found {epochs}")
+    if protocol not in protocols: raise InputError(f"--protocol: expected {' or '.join(protocols)}, found '{protocol}'")
+    if epochs is not None and epochs < 1: raise InputError(f"--epochs: expected 1 or more, found {epochs}")
     out, options = _folder(out), dict(protocols[protocol], seed=seed, resume=True)
     if epochs or not data: options.update(epochs=epochs or 2, patience=0)  # a hundred epochs are for your own recording
     path = Path(data or out/f"retina_{seconds:g}s_seed{seed}.h5")
@@ -895,11 +895,11 @@ def retina_leak(
     set:str="", # hyperparameters, as for retina_train
 ):
     "Train one model under random, stratified and blocked splits: what is its validation number worth?"
-    if data is None: raise Problem("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
+    if data is None: raise InputError("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
     rec, out = Recording(data), _folder(out)
     table = leak_table([train(rec, model, out/split, history, parse_settings(set), seed, split=split, epochs=epochs, patience=0, resume=True) for split in ("random", "stratified", "blocked")])
-    with whole(out/"leak.csv") as f: table.to_csv(f, index=False)
-    with plt.rc_context(_style), whole(out/"leak.png") as f:
+    with atomic_write(out/"leak.csv") as f: table.to_csv(f, index=False)
+    with plt.rc_context(_style), atomic_write(out/"leak.png") as f:
         leak_figure(table).figure.savefig(f, bbox_inches="tight")
         plt.close("all")
     print(f"\n{readable(table).to_string(index=False)}\n\n{out/'leak.csv'}\n{out/'leak.png'}")

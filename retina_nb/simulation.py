@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from tqdm import tqdm
 from fastcore.basics import patch
 from fastcore.script import call_parse
-from .data import Problem, command, write_recording
+from .data import InputError, command, write_recording
 
 # %% ../nbs/07_simulation.ipynb #e785eb67
 HZ, SIZE, LAGS = 100, 50, 40 # frames per second; pixels along a side; frames of the movie that a cell filters
@@ -151,7 +151,7 @@ class Retina:
         self.past, self.slow = np.zeros((LAGS - 1, len(self.owner)), np.float32), np.zeros(len(self.cells))
 
     def excitation(self, movie):
-        if movie.shape[1:] != (SIZE, SIZE): raise Problem(f"the retina sees frames of {SIZE} x {SIZE} pixels, got a movie of shape {movie.shape}")
+        if movie.shape[1:] != (SIZE, SIZE): raise InputError(f"the retina sees frames of {SIZE} x {SIZE} pixels, got a movie of shape {movie.shape}")
         light = np.ascontiguousarray(movie.reshape(len(movie), -1).T, np.float32)/127.5 - 1
         seen = np.concatenate([self.past, (self.fields @ light).T])
         self.past = seen[1 - LAGS:]
@@ -216,7 +216,7 @@ class RefractorySpikes:
 MOVIES = dict(naturalscene=natural_movie, whitenoise=white_noise_movie)
 
 def _check(name, value, low, high):
-    if not low <= value <= high: raise Problem(f"{name}: expected {low} to {high}, got {value}")
+    if not low <= value <= high: raise InputError(f"{name}: expected {low} to {high}, got {value}")
 
 def _show(retina, movies, spikes, rates, bar):
     "Show movies one after the other, each from rest; yield their frames, collect spikes and true rates on the way"
@@ -260,8 +260,8 @@ def simulate_recording(
     "Show a movie to a retina whose true rates are known, and write a recording in the published layout"
     for name, value, high in (("seconds", seconds, 100_000), ("test_seconds", test_seconds, 100_000)): _check(name, value, .1, high)
     for name, value, low, high in (("repeats", repeats, 1, 1000), ("cells", cells, 1, 1000), ("seed", seed, 0, 2**32 - 1)): _check(name, value, low, high)
-    if stimulus not in MOVIES: raise Problem(f"stimulus: expected {' or '.join(MOVIES)}, got {stimulus}")
-    if Path(path).is_dir(): raise Problem(f"{path}: expected the name of a file to write, got a folder")
+    if stimulus not in MOVIES: raise InputError(f"stimulus: expected {' or '.join(MOVIES)}, got {stimulus}")
+    if Path(path).is_dir(): raise InputError(f"{path}: expected the name of a file to write, got a folder")
     movie, retina = MOVIES[stimulus], Retina(cells, seed)
     frames, test_frames = round(seconds*HZ), round(test_seconds*HZ)
     blocks = np.unique(np.linspace(0, frames, 6, endpoint=False).astype(int))

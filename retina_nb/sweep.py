@@ -20,7 +20,7 @@ from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from .data import Problem, Recording, command, whole
+from .data import InputError, Recording, command, atomic_write
 from .training import checksum, models, parse_settings, train
 
 # %% ../nbs/12_sweep.ipynb #efcf06fc
@@ -32,9 +32,9 @@ def parse_space(
     for pair in text.split():
         name, equals, values = pair.partition("=")
         if not (name.isidentifier() and equals and values) or name in space:
-            raise Problem(f"--space: expected pairs like lr=1e-4:1e-2:log or noise=0,.05, each name once, without spaces inside, found '{pair}'")
+            raise InputError(f"--space: expected pairs like lr=1e-4:1e-2:log or noise=0,.05, each name once, without spaces inside, found '{pair}'")
         space[name] = _range(pair, values) if ":" in values else _choices(values)
-    if not space: raise Problem("--space: expected what to vary, found nothing; try --space 'lr=1e-4:1e-2:log noise=0,.05'")
+    if not space: raise InputError("--space: expected what to vary, found nothing; try --space 'lr=1e-4:1e-2:log noise=0,.05'")
     return space
 
 # %% ../nbs/12_sweep.ipynb #39319243
@@ -50,7 +50,7 @@ def _range(pair, values):
     try: low, high = ast.literal_eval(low), ast.literal_eval(high)
     except (ValueError, SyntaxError): low = high = None
     if not (isinstance(low, (int, float)) and isinstance(high, (int, float)) and low < high and log in ([], ["log"]) and (low > 0 or not log)):
-        raise Problem(f"--space: expected a range low:high or low:high:log of rising numbers, above 0 for log, found '{pair}'")
+        raise InputError(f"--space: expected a range low:high or low:high:log of rising numbers, above 0 for log, found '{pair}'")
     return low, high, bool(log)
 
 # %% ../nbs/12_sweep.ipynb #dc2ab3c3
@@ -76,7 +76,7 @@ def _storage(path, tries=5):
     try: return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}, heartbeat_interval=heartbeat, grace_period=3*heartbeat,
                            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback())
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as e:
-        if tries == 1: raise Problem(f"{path}: expected the study of a sweep, cannot open it ({str(e).splitlines()[0]}); use another --out") from None
+        if tries == 1: raise InputError(f"{path}: expected the study of a sweep, cannot open it ({str(e).splitlines()[0]}); use another --out") from None
         time.sleep(.5)
         return _storage(path, tries - 1)
 
@@ -88,7 +88,7 @@ def _study(out, search, space, seed, settings):
     study = optuna.create_study(storage=storage, sampler=sampler, pruner=optuna.pruners.MedianPruner(), study_name="sweep", direction="maximize", load_if_exists=True)
     asked, there = json.loads(json.dumps(settings)), study.user_attrs
     differ = [k for k in asked if k in there and there[k] != asked[k]]
-    if differ: raise Problem(f"{out}: expected to go on with the same sweep, found another {', '.join(f'{k} ({there[k]})' for k in differ)}; use the same settings or another --out")
+    if differ: raise InputError(f"{out}: expected to go on with the same sweep, found another {', '.join(f'{k} ({there[k]})' for k in differ)}; use the same settings or another --out")
     for k, v in asked.items(): study.set_user_attr(k, v)
     return study
 
@@ -105,7 +105,7 @@ def _objective(trial, rec, name, out, space, seed, fixed, options):
         trial.report(-1. if np.isnan(row["valid_corr"]) else row["valid_corr"], row["epoch"])
         return trial.should_prune()
     try: found = train(rec, name, out/trial.user_attrs["run"], settings=settings, seed=seed, resume=True, on_epoch=on_epoch, **{**options, **apart}).results
-    except (Problem, TypeError) as e:
+    except (InputError, TypeError) as e:
         trial.set_user_attr("problem", str(e))
         raise optuna.TrialPruned from None
     except KeyboardInterrupt:
@@ -140,11 +140,11 @@ def sweep(
 ) -> pd.DataFrame: # of trials_table
     "Search for good settings of a model on a recording; the same call goes on with what is there, alone or beside other processes"
     varied, fixed, out = parse_space(space), parse_settings(settings), Path(out)
-    if search not in ("random", "grid"): raise Problem(f"--search: expected random or grid, found '{search}'")
+    if search not in ("random", "grid"): raise InputError(f"--search: expected random or grid, found '{search}'")
     if search == "grid":
-        if ranges := [k for k, v in varied.items() if isinstance(v, tuple)]: raise Problem(f"--space: expected values between commas for a grid, found a range for {', '.join(ranges)}; list its values, or use --search random")
+        if ranges := [k for k, v in varied.items() if isinstance(v, tuple)]: raise InputError(f"--space: expected values between commas for a grid, found a range for {', '.join(ranges)}; list its values, or use --search random")
         trials = int(np.prod([len(v) for v in varied.values()]))
-    if trials < 1: raise Problem(f"--trials: expected 1 or more, found {trials}")
+    if trials < 1: raise InputError(f"--trials: expected 1 or more, found {trials}")
     options = {"epochs": 100, **options}
     study = _study(out, search, varied, seed, dict(model=name, space=space, search=search, seed=seed, settings=settings, recording=checksum(rec.path), options={k: v for k, v in options.items() if k != "progress"}))
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -153,10 +153,10 @@ def sweep(
         a = trial.user_attrs
         print(f"{a['run']}: {' '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k, v in trial.params.items())}: " + (a.get("problem") or
               f"validation correlation {a['val_corr']:.3f}, {a['epochs']} epoch{'s'*(a['epochs'] > 1)}{', pruned' if trial.state == TrialState.PRUNED else ''}"), flush=True)
-        with whole(out/"sweep.csv") as f: trials_table(study).to_csv(f, index=False)
+        with atomic_write(out/"sweep.csv") as f: trials_table(study).to_csv(f, index=False)
     if left > 0: study.optimize(lambda t: _objective(t, rec, name, out, varied, seed, fixed, options), n_trials=left, callbacks=[say, MaxTrialsCallback(trials, (*ended, TrialState.RUNNING))])
     table = trials_table(study)
-    if len(table) and (table.state == "failed").all(): raise Problem(f"{out}: expected settings that can be trained, found none; {table.problem[0]}")
+    if len(table) and (table.state == "failed").all(): raise InputError(f"{out}: expected settings that can be trained, found none; {table.problem[0]}")
     return table
 
 # %% ../nbs/12_sweep.ipynb #2353fccc
@@ -196,13 +196,13 @@ def retina_sweep(
     set:str="", # hyperparameters that stay, "chans=[8,8] ksizes=[15,11]"
 ):
     "Search for good settings of a model: many runs and one table"
-    if data is None: raise Problem("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
-    if model not in models: raise Problem(f"--model: expected one of {', '.join(models)}, found '{model}'")
+    if data is None: raise InputError("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
+    if model not in models: raise InputError(f"--model: expected one of {', '.join(models)}, found '{model}'")
     rec, out = Recording(data, response, cells), Path(out or f"runs/sweep_{model}")
     table = sweep(rec, model, out, space, search, trials, seed, set, history=history, split=split, epochs=epochs, patience=patience)
     if not len(table): return print(f"{out}: no trial has ended yet; another process is at work on them, or was stopped a moment ago: try again in a minute")
     if (table.state != "failed").any():
-        with whole(out/"sweep.png") as f: sweep_figure(table).savefig(f, format="png", dpi=100)
+        with atomic_write(out/"sweep.png") as f: sweep_figure(table).savefig(f, format="png", dpi=100)
         plt.close("all")
     print(f"\n{table.drop(columns='problem').to_string(index=False, float_format='{:.4g}'.format)}\n\n{out/'sweep.csv'}\n{out/'sweep.png'}\n\n"
           f"Best on the validation frames: {out/table.run[0]}. What it is worth on the test movie:\nretina_results {out/table.run[0]} --out {out/'best'}")

@@ -40,7 +40,7 @@ from .adaptive import AdaptiveSubunits
 from .baselines import GLM, LN, log_softplus
 from .bncnn import BNCNN, Exponential
 from .cnnbilstm import CNNBiLSTM
-from .data import Frames, LazyMovie, Part, Problem, Recording, Scaling, command, full_history, split_frames, whole
+from .data import Frames, LazyMovie, Part, InputError, Recording, Scaling, command, full_history, split_frames, atomic_write
 from .stacked import LinearStackedBNCNN, StackedConvBNCNN
 
 # %% ../nbs/05_training.ipynb #0886db0b
@@ -232,7 +232,7 @@ class FiringRates(L.LightningModule):
 @patch
 def check_finite(self:FiringRates, loss):
     "Stop with a clear word where the loss is not a number"
-    if not torch.isfinite(loss): raise Problem(f"training: expected a finite loss, found {loss.item()} in epoch {self.current_epoch}; "
+    if not torch.isfinite(loss): raise InputError(f"training: expected a finite loss, found {loss.item()} in epoch {self.current_epoch}; "
                                                f"use a lower learning rate than {self.lr:g}, or look for outliers in the rates")
 
 @patch
@@ -253,7 +253,7 @@ def write_row(self:FiringRates):
     "Add this epoch to the history, in memory and in history.csv"
     self.rows.append(history_row(self.trainer.current_epoch, self.train_scores, self.valid_scores, time.perf_counter() - self.started))
     if self.trainer.is_global_zero:  # over several processes, one writes
-        with whole(self.out/"history.csv") as f: pd.DataFrame(self.rows).to_csv(f, index=False)
+        with atomic_write(self.out/"history.csv") as f: pd.DataFrame(self.rows).to_csv(f, index=False)
     return self.rows[-1]
 
 def log_row(
@@ -309,7 +309,7 @@ class Clips(Dataset):
     def __init__(self, frames): self.frames, self.nbytes = frames, frames.nbytes
     def __len__(self): return len(self.frames)
     def __getitems__(self, items):
-        frames, where, y = self.frames.distinct(items)
+        frames, where, y = self.frames.unique_frames(items)
         return (frames, where), y
     def to(self, device, like=None):
         self.frames.to(device, like and like.frames)
@@ -403,7 +403,7 @@ def frozen_features(
 models = {"adaptive": AdaptiveSubunits, "bncnn": BNCNN, "cnnbilstm": CNNBiLSTM, "stacked": LinearStackedBNCNN, "stackedconv": StackedConvBNCNN, "ln": LN, "glm": GLM}
 
 def write_json(path, value):
-    with whole(path) as f: f.write_text(json.dumps(value, indent=2) + "\n")
+    with atomic_write(path) as f: f.write_text(json.dumps(value, indent=2) + "\n")
 
 @lru_cache
 def _checksum(path, size, changed):
@@ -431,7 +431,7 @@ class Run:
         self.path = Path(path)
         if not (self.path/"config.json").is_file():
             inside = ", ".join(p.parent.name for p in sorted(self.path.glob("*/config.json")))
-            raise Problem(f"{path}: expected a run folder with config.json, found {f'a folder of runs; give one of them: {inside}' if inside else 'none; give a folder that retina_train wrote'}")
+            raise InputError(f"{path}: expected a run folder with config.json, found {f'a folder of runs; give one of them: {inside}' if inside else 'none; give a folder that retina_train wrote'}")
         self.config = json.loads((self.path/"config.json").read_text())
         self.name, self.scale = self.path.name, Scaling(**self.config["scaling"])
     @cached_property
@@ -441,8 +441,8 @@ class Run:
     @cached_property
     def recording(self):
         c = self.config
-        if not Path(c["data"]).is_file(): raise Problem(f"{self.path}: expected its recording at {c['data']}, not there; move it back or correct 'data' in config.json")
-        if checksum(c["data"]) != c["checksum"]: raise Problem(f"{self.path}: expected the recording that it was trained on, found that {c['data']} has changed since; train again")
+        if not Path(c["data"]).is_file(): raise InputError(f"{self.path}: expected its recording at {c['data']}, not there; move it back or correct 'data' in config.json")
+        if checksum(c["data"]) != c["checksum"]: raise InputError(f"{self.path}: expected the recording that it was trained on, found that {c['data']} has changed since; train again")
         return _recording(c["data"], c["response"], tuple(c["cells"]), tuple(c["blocks"]), c["checksum"], c.get("in_memory", True))
     @cached_property
     def split(self):
@@ -457,7 +457,7 @@ def build_model(
 ) -> nn.Module:
     "A model from its name and hyperparameters"
     classes = {**models, **{c.__name__: c for c in models.values()}}
-    if name not in classes: raise Problem(f"model: expected one of {', '.join(models)}, found '{name}'")
+    if name not in classes: raise InputError(f"model: expected one of {', '.join(models)}, found '{name}'")
     return classes[name](**hyperparams)
 
 @patch(as_prop=True)
@@ -466,7 +466,7 @@ def model(self:Run):
     if "_model" not in self.__dict__:
         if (self.path/"model.pth").exists(): state = torch.load(self.path/"model.pth", weights_only=True, map_location="cpu")
         elif (self.path/"best.ckpt").exists(): state, _ = _best(self.path)
-        else: raise Problem(f"{self.path}: expected trained weights, found none; the run was stopped before its first epoch ended: train with --resume")
+        else: raise InputError(f"{self.path}: expected trained weights, found none; the run was stopped before its first epoch ended: train with --resume")
         self._model = build_model(self.config["model"], self.config["hyperparams"]).eval()
         self._model.load_state_dict(state)
     return self._model
@@ -495,11 +495,11 @@ def _start_folder(out, config, resume):
     if not (out/"config.json").exists():
         out.mkdir(parents=True, exist_ok=True)
         write_json(out/"config.json", config)
-    elif not resume: raise Problem(f"{out}: expected a new folder, found a run; go on with it with --resume (resume=True), or choose another --out")
+    elif not resume: raise InputError(f"{out}: expected a new folder, found a run; go on with it with --resume (resume=True), or choose another --out")
     else:
         there, free = {"in_memory": True, **json.loads((out/"config.json").read_text())}, ("epochs", "patience", "versions", "data", "trainer")
         differ = [k for k, v in json.loads(json.dumps(config)).items() if k not in free and there.get(k) != v]
-        if differ: raise Problem(f"{out}: expected to go on with the same run, found another {', '.join(f'{k} ({there.get(k)})' for k in differ)}; use the same settings or another --out")
+        if differ: raise InputError(f"{out}: expected to go on with the same run, found another {', '.join(f'{k} ({there.get(k)})' for k in differ)}; use the same settings or another --out")
         write_json(out/"config.json", config)
 
 # %% ../nbs/05_training.ipynb #2aaee5e3
@@ -541,7 +541,7 @@ def _trainer(out, epochs, patience, progress, averaging=None, **more):
     if patience: callbacks.append(EarlyStopping("valid_corr", mode="max", patience=patience, check_finite=False, check_on_train_epoch_end=True))
     try: return L.Trainer(max_epochs=epochs, callbacks=callbacks, logger=TensorBoardLogger(out, name=None, version="tensorboard"), num_sanity_val_steps=0,
                           use_distributed_sampler=False, enable_progress_bar=progress, enable_model_summary=False, log_every_n_steps=50, **more)
-    except (MisconfigurationException, ValueError, TypeError) as e: raise Problem(f"training: expected devices that are here and options of Lightning's Trainer, found: {e}") from None
+    except (MisconfigurationException, ValueError, TypeError) as e: raise InputError(f"training: expected devices that are here and options of Lightning's Trainer, found: {e}") from None
 
 # %% ../nbs/05_training.ipynb #e4480dce
 def _order(n, model, rec, seed):
@@ -593,7 +593,7 @@ def check_core(
     n, # recordings
 ):
     "Refuse several recordings for a model that has no core"
-    if not hasattr(kind, "core"): raise Problem(f"data: expected one recording for {kind.__name__}, which has no core to share, found {n}; train them one by one, or use adaptive")
+    if not hasattr(kind, "core"): raise InputError(f"data: expected one recording for {kind.__name__}, which has no core to share, found {n}; train them one by one, or use adaptive")
 
 def share_core(
     models, # models of one class
@@ -604,7 +604,7 @@ def share_core(
     check_core(type(first), len(recs))
     shapes = {f"shape of {name}": {tuple(getattr(m, name).shape) for m in models} for name in first.core}
     for what, found in {"number of frames per second": {r.hz for r in recs}, **shapes}.items():
-        if len(found) > 1: raise Problem(f"data: expected recordings of one {what} to share a core, found {', '.join(map(str, sorted(found)))}; train them one by one")
+        if len(found) > 1: raise InputError(f"data: expected recordings of one {what} to share a core, found {', '.join(map(str, sorted(found)))}; train them one by one")
     for model in models[1:]:
         for name in first.core: setattr(model, name, getattr(first, name))
 
@@ -694,15 +694,15 @@ def fit(
 def _check_fit(model, rec, epochs, batch_size, lr):
     "Settings that can't work are said before anything is written"
     frame, units = rec.train.stimulus.shape[1:], model.n_units
-    if tuple(model.img_shape[1:]) != tuple(frame): raise Problem(f"{rec.path}: expected frames of {tuple(model.img_shape[1:])} as in the model's img_shape, found {tuple(frame)}")
-    if units != rec.n_cells: raise Problem(f"{rec.path}: expected {units} cells as in the model's n_units, found {rec.n_cells}")
+    if tuple(model.img_shape[1:]) != tuple(frame): raise InputError(f"{rec.path}: expected frames of {tuple(model.img_shape[1:])} as in the model's img_shape, found {tuple(frame)}")
+    if units != rec.n_cells: raise InputError(f"{rec.path}: expected {units} cells as in the model's n_units, found {rec.n_cells}")
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
-        if not value > 0: raise Problem(f"{name}: expected a positive number, found {value}")
-    if batch_size < 2: raise Problem("batch_size: expected 2 frames or more, as batch normalisation needs them, found 1")
+        if not value > 0: raise InputError(f"{name}: expected a positive number, found {value}")
+    if batch_size < 2: raise InputError("batch_size: expected 2 frames or more, as batch normalisation needs them, found 1")
 
 def _check_processes(batch_size, world):
     "The same for what only several processes make impossible"
-    if batch_size % world: raise Problem(f"batch_size: expected a multiple of {world}, since {world} processes share a batch, found {batch_size}; use {-(-batch_size//world)*world}, or other --devices")
+    if batch_size % world: raise InputError(f"batch_size: expected a multiple of {world}, since {world} processes share a batch, found {batch_size}; use {-(-batch_size//world)*world}, or other --devices")
 
 def _run_loop(loop, module, train, valid, out):
     "Let Lightning work, from the last whole epoch if there is one; Ctrl-C says how to go on"
@@ -710,14 +710,14 @@ def _run_loop(loop, module, train, valid, out):
     with _quiet():
         try: loop.fit(module, train, valid, ckpt_path=last if last.exists() else None)
         except SystemExit: pass  # how Lightning leaves after Ctrl-C
-        except Problem as e: raise Problem(str(e).rpartition("Problem: ")[2]) from None  # a worker puts its traceback before it
+        except InputError as e: raise InputError(str(e).rpartition("InputError: ")[2]) from None  # a worker puts its traceback before it
     if loop.interrupted:
         if loop.global_rank: sys.exit(130)  # the first process says it
         raise KeyboardInterrupt(f"stopped in epoch {loop.current_epoch}; the same command with --resume goes on from the last whole epoch")
 
 def _finish(out, state, epoch):
     "Write the best weights and a summary of the training"
-    with whole(out/"model.pth") as f: torch.save(state, f)
+    with atomic_write(out/"model.pth") as f: torch.save(state, f)
     history = pd.read_csv(out/"history.csv")
     best = history[history.epoch == epoch].iloc[0]
     write_json(out/"training_results.json", {"epochs": len(history), "best_epoch": epoch, "seconds": history.seconds.sum(),
@@ -740,7 +740,7 @@ def _solve(model, train, valid, part, out, progress):
         for x, y in DataLoader(frames, 256, sampler=Shuffled(len(frames), 0), collate_fn=ready):
             drive = drive_batch(model, frames.scale, x)
             s.update(y, model.output(drive), poisson_loss(drive, y, model.output))
-    with whole(out/"history.csv") as f: pd.DataFrame([history_row(0, *scores, seconds)]).to_csv(f, index=False)
+    with atomic_write(out/"history.csv") as f: pd.DataFrame([history_row(0, *scores, seconds)]).to_csv(f, index=False)
     return _finish(out, model.state_dict(), 0)
 
 # %% ../nbs/05_training.ipynb #8e1fc2e6
@@ -756,7 +756,7 @@ def predict(
     keep_memory()
     model, stimulus = run.model, stimulus if isinstance(stimulus, LazyMovie) else np.ascontiguousarray(stimulus)
     if stimulus.dtype != np.uint8 or stimulus.ndim != 3 or stimulus.shape[1:] != tuple(model.img_shape[1:]):
-        raise Problem(f"stimulus: expected (time, {', '.join(map(str, model.img_shape[1:]))}) uint8 as the model {run.name} takes, found {stimulus.shape} {stimulus.dtype}")
+        raise InputError(f"stimulus: expected (time, {', '.join(map(str, model.img_shape[1:]))}) uint8 as the model {run.name} takes, found {stimulus.shape} {stimulus.dtype}")
     rates = np.full((len(stimulus), model.n_units), np.nan, np.float32)
     part = Part(stimulus, rates, blocks=blocks)
     if not len(np.intersect1d(full_history(part, model.img_shape[0]), np.arange(len(rates)) if index is None else index)): return rates
@@ -780,7 +780,7 @@ def parse_settings(
     found = {}
     for pair in text.split():
         name, equals, value = pair.partition("=")
-        if not (name.isidentifier() and equals and value): raise Problem(f"--set: expected pairs like chans=[8,8] without spaces inside, found '{pair}'")
+        if not (name.isidentifier() and equals and value): raise InputError(f"--set: expected pairs like chans=[8,8] without spaces inside, found '{pair}'")
         try: found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError): found[name] = value
     return found
@@ -815,7 +815,7 @@ def train(
     own = {k: settings.pop(k) for k in ("head", "hidden", "pool") if k in settings}
     base = settings.pop("base", None)
     base = load_run(base) if base else train(rec, "bncnn", Path(out)/"bncnn", history, settings, **{**options, "resume": True, "on_epoch": None})
-    if base.config["model"] != "BNCNN": raise Problem(f"{base.path}: expected a run of BNCNN as base of a stacked model, found {base.config['model']}")
+    if base.config["model"] != "BNCNN": raise InputError(f"{base.path}: expected a run of BNCNN as base of a stacked model, found {base.config['model']}")
     return fit(LinearStackedBNCNN(base.model, **own), rec, out, lr=lr, **options)
 
 # %% ../nbs/05_training.ipynb #c5fc3424
@@ -846,11 +846,11 @@ def retina_train(
     precision:str="auto", # 32-true, 16-mixed or bf16-mixed; auto: 32-true on a CPU, on a GPU what is faster of that and bfloat16
 ):
     "Train a model on a recording"
-    if data is None: raise Problem("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
-    if model not in models: raise Problem(f"--model: expected one of {', '.join(models)}, found '{model}'")
+    if data is None: raise InputError("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
+    if model not in models: raise InputError(f"--model: expected one of {', '.join(models)}, found '{model}'")
     recs = [Recording(d, response, cells, in_memory=not lazy) for d in ([data] if Path(data).is_file() else data.split(","))]
     out = Path(out or f"runs/{model}")
-    if seeds and not all(s.isdigit() for s in seeds.split(",")): raise Problem(f"--seeds: expected whole numbers like 0,1,2, found '{seeds}'")
+    if seeds and not all(s.isdigit() for s in seeds.split(",")): raise InputError(f"--seeds: expected whole numbers like 0,1,2, found '{seeds}'")
     each = {out/f"seed{s}": int(s) for s in seeds.split(",")} if seeds else {out: seed}
     for folder, seed in each.items():
         runs = train(recs if len(recs) > 1 else recs[0], model, folder, history, parse_settings(set), seed, lr, split=split, epochs=epochs, batch_size=batch_size, scale=scale, patience=patience, resume=resume,
@@ -870,13 +870,13 @@ def retina_predict(
     out:str="rates.npz", # file to write
 ):
     "Predict the firing rates of a trained model over a recording's movie"
-    if run is None or data is None: raise Problem(f"--{'run' if run is None else 'data'}: expected a {'run folder' if run is None else 'recording (.h5)'}, found none")
-    if part not in ("test", "train"): raise Problem(f"--part: expected test or train, found '{part}'")
+    if run is None or data is None: raise InputError(f"--{'run' if run is None else 'data'}: expected a {'run folder' if run is None else 'recording (.h5)'}, found none")
+    if part not in ("test", "train"): raise InputError(f"--part: expected test or train, found '{part}'")
     shown = getattr(Recording(data, in_memory=False), part)
     runs = load_runs(run)
     chosen = [r for r in runs if r.config["checksum"] == checksum(data)] or runs
-    if len({but_seed(r) for r in chosen}) > 1: raise Problem(f"--run: expected one run, or several that differ only in their seed, found in {run}: {', '.join(r.name for r in chosen)}; give one of them")
+    if len({but_seed(r) for r in chosen}) > 1: raise InputError(f"--run: expected one run, or several that differ only in their seed, found in {run}: {', '.join(r.name for r in chosen)}; give one of them")
     rates = np.mean([predict(r, shown.stimulus, shown.blocks) for r in chosen], 0)
     out = Path(out)
-    with whole(out) as f, open(f, "wb") as g: np.savez(g, rates=rates, frames=np.arange(len(rates)))
+    with atomic_write(out) as f, open(f, "wb") as g: np.savez(g, rates=rates, frames=np.arange(len(rates)))
     print(f"{out}: {rates.shape[1]} cells, {len(rates)} frames, the first {np.isnan(rates[:, 0]).argmin()} without whole history" + (f"; mean of {len(chosen)} runs" if len(chosen) > 1 else ""))

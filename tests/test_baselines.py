@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from retina_nb.baselines import GLM, LN
-from retina_nb.data import Frames, Part, Problem
+from retina_nb.data import Frames, Part, InputError
 
 def part(n_cells=2, size=(14, 11), frames=1500, response="firing_rate_10ms", seed=0):
     "Cells that each follow one pixel, three frames late; the last one also fires after the first"
@@ -76,11 +76,11 @@ def test_without_counts():
     p = part(2)
     p.counts = None
     model, *_ , valid = solved(GLM((6, 14, 11), 2), p)
-    with pytest.raises(Problem, match="give solve the part"): model.predict_with_history(valid, np.zeros(p.rates.shape))
+    with pytest.raises(InputError, match="give solve the part"): model.predict_with_history(valid, np.zeros(p.rates.shape))
 
 @pytest.mark.parametrize("bad", [dict(window=0), dict(n_basis=1.5), dict(rank=0), dict(rank="half"), dict(n_units=0), dict(img_shape=(0, 5, 5))])
 def test_bad_hyperparameters(bad):
-    with pytest.raises(Problem, match=next(iter(bad))): LN(**bad)
+    with pytest.raises(InputError, match=next(iter(bad))): LN(**bad)
 
 def test_gradient_reaches_the_stimulus():
     model, _, valid = solved(LN((4, 14, 11), 1), part(1, frames=500))

@@ -8,7 +8,7 @@ import pytest
 
 import retina_nb.benchmarks as benchmarks
 from retina_nb.benchmarks import machine, retina_bench, side_by_side, timed
-from retina_nb.data import Problem
+from retina_nb.data import InputError
 
 
 def test_side_by_side():
@@ -31,4 +31,4 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert sorted(p.name for p in (tmp_path/"bench").iterdir()) == ["benchmarks.csv", "benchmarks.png"]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/"bench/benchmarks.csv"), table)
     assert "/" not in machine().replace("Hz / ", "") and re.search(r"\d+ threads?, torch \d", machine())
-    with pytest.raises(Problem, match="--frames"): retina_bench(out=str(tmp_path/"x"), frames=10)
+    with pytest.raises(InputError, match="--frames"): retina_bench(out=str(tmp_path/"x"), frames=10)

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.ndimage import gaussian_filter1d
 
-from retina_nb.data import Frames, Part, Problem, Recording, full_history, guard, read_interneurons, responses, split_frames, well_isolated, write_recording
+from retina_nb.data import Frames, Part, InputError, Recording, full_history, guard_frames, read_interneurons, SMOOTHING_S, split_frames, well_isolated, write_recording
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -49,7 +49,7 @@ def test_layout(session):
     np.testing.assert_array_equal(rec.train.counts, counts)
 
 
-@pytest.mark.parametrize("response", responses)
+@pytest.mark.parametrize("response", SMOOTHING_S)
 def test_every_response(session, response):
     rec = Recording(session, response=response)
     with h5py.File(session) as f:
@@ -71,13 +71,13 @@ def test_some_cells(session):
             np.testing.assert_array_equal(part.counts, whole.counts[:, index])
         np.testing.assert_array_equal(some.test.repeats, every.test.repeats[:, :, index])
     for cells in ([99], [-1], ["cell99"], [1, 1], [], [1.5], "nobody"):
-        with pytest.raises(Problem, match="cells: expected"): Recording(session, cells=cells)
+        with pytest.raises(InputError, match="cells: expected"): Recording(session, cells=cells)
 
 
 def test_blocks_can_be_given(session):
     assert Recording(session, blocks=[0, 700]).blocks.tolist() == [0, 700]
     for blocks in ([5], [0, 2500], [0, 0], [], "ab", [[0]], [0, np.nan], [0, 1.5], [0, 10**30]):
-        with pytest.raises(Problem, match="blocks: expected the start frame"): Recording(session, blocks=blocks)
+        with pytest.raises(InputError, match="blocks: expected the start frame"): Recording(session, blocks=blocks)
 
 
 def test_clock_that_jumps_starts_a_block(small, tmp_path):
@@ -123,7 +123,7 @@ def test_cells_are_sorted_by_number(tmp_path, style):
     np.testing.assert_allclose(trials.swapaxes(1, 2), rec.test.repeats, rtol=1e-6)
 
 
-# ---- damage: a file loads, or a Problem says in one line which file and what
+# ---- damage: a file loads, or a InputError says in one line which file and what
 
 def read_all(path):
     "Everything that can be read of a recording"
@@ -135,9 +135,9 @@ def one_line(problem, path): return "\n" not in str(problem) and str(path) in st
 
 
 def loads_or_explains(path):
-    "Whether a file loads; every other exception than a Problem, and a Problem in many lines, is a failure"
+    "Whether a file loads; every other exception than a InputError, and a InputError in many lines, is a failure"
     try: read_all(path)
-    except Problem as e:
+    except InputError as e:
         assert one_line(e, path), str(e)
         return False
     return True
@@ -220,20 +220,20 @@ def test_wrong_numbers(small, form, wrong, tmp_path):
         path = edited(small[form], tmp_path, one)
         if loads_or_explains(path): assert "time" in name or "spikes" in name, f"{name} with a value that is {wrong} loads"
         else:
-            with pytest.raises(Problem, match=name.rpartition("/")[0]): read_all(path)
+            with pytest.raises(InputError, match=name.rpartition("/")[0]): read_all(path)
 
 
 def test_clock_that_stands_still(small, tmp_path):
     for value in (0., np.nan, np.inf, -1.):
         def stop(f): f["train/time"][:] = value*np.arange(400) if value == -1 else value
-        with pytest.raises(Problem, match="train/time: expected 400 rising times"): Recording(edited(small["by_cell"], tmp_path, stop))
+        with pytest.raises(InputError, match="train/time: expected 400 rising times"): Recording(edited(small["by_cell"], tmp_path, stop))
 
 
 @pytest.mark.parametrize("blocks", [[5, 10], [0, 400], "abc", [0., np.nan], 3, [[0]], h5py.Empty("f8"), [b"a"], [1j]], ids=str)
 def test_stored_blocks_are_wrong(small, tmp_path, blocks):
     def store(f): f["train"].attrs["blocks"] = blocks
     path = edited(small["by_cell"], tmp_path, store)
-    with pytest.raises(Problem, match="attribute blocks of train") as e: Recording(path)
+    with pytest.raises(InputError, match="attribute blocks of train") as e: Recording(path)
     assert one_line(e.value, path)
 
 
@@ -271,7 +271,7 @@ def test_damaged_movie(session, tmp_path):
         f.seek(at + 1000)
         f.write(b"damage")
     rec = Recording(path)
-    with pytest.raises(Problem, match="test/stimulus: .*damaged") as e: rec.test.stimulus
+    with pytest.raises(InputError, match="test/stimulus: .*damaged") as e: rec.test.stimulus
     assert one_line(e.value, path)
 
 
@@ -282,7 +282,7 @@ def test_not_a_recording(tmp_path):
     with h5py.File(tmp_path/"other.h5", "w") as f: f["x"] = 1
     for name in ("text.h5", "empty.h5", "loop.h5", "other.h5", "missing.h5", "", "missing/folder.h5"):
         for read in (Recording, read_interneurons):
-            with pytest.raises(Problem) as e: read(tmp_path/name)
+            with pytest.raises(InputError) as e: read(tmp_path/name)
             assert one_line(e.value, tmp_path/name)
     with h5py.File(tmp_path/"linked.h5", "w") as f: f["train"], f["test"] = h5py.ExternalLink("gone.h5", "/train"), h5py.SoftLink("/nowhere")
     assert not loads_or_explains(tmp_path/"linked.h5")
@@ -292,7 +292,7 @@ def test_not_a_recording(tmp_path):
 def test_no_permission(small, tmp_path):
     path = Path(shutil.copy(small["by_cell"], tmp_path/"secret.h5"))
     path.chmod(0)
-    with pytest.raises(Problem, match="ermission"): Recording(path)
+    with pytest.raises(InputError, match="ermission"): Recording(path)
 
 
 def test_file_vanishes_after_opening(small, tmp_path):
@@ -300,7 +300,7 @@ def test_file_vanishes_after_opening(small, tmp_path):
     rec = Recording(path)
     path.unlink()
     for read in (lambda: rec.train.stimulus, lambda: rec.spikes):
-        with pytest.raises(Problem, match="no such file"): read()
+        with pytest.raises(InputError, match="no such file"): read()
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
@@ -310,7 +310,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
            dict(stimulus=[[1, 2]]), dict(spikes=[[-1]]), dict(spikes=[[np.nan]]), dict(spikes=[[np.inf]]), dict(spikes=[["a"]]), dict(spikes=[]), dict(spikes=[[9.]]),
            dict(spikes=3), dict(test_spikes=[]), dict(test_spikes=[spikes, []]), dict(test_spikes=[[[2.]]]), dict(hz=0), dict(hz=np.nan), dict(hz=-1), dict(blocks=[1]), dict(blocks=["a"])]
     for changed in bad:
-        with pytest.raises(Problem) as e: write(**changed)
+        with pytest.raises(InputError) as e: write(**changed)
         assert "\n" not in str(e.value), changed
         assert not list(tmp_path.iterdir()), changed
     def stopped():
@@ -341,7 +341,7 @@ def test_interneurons(interneurons):
         assert found[name]["membrane_potential"].shape == (n, 2) and found[name]["cells"] == ["a", "b"] and len(found[name]["stimulus"]) == len(found[name]["time"]) == n
         np.testing.assert_array_equal(found[name]["detrended_membrane_potential"][:, 1], np.arange(n, 2*n))
     assert list(found["boxes"]["rfs"]) == ["a"] and "rfs" not in found["lines"]
-    with pytest.raises(Problem, match="read_interneurons"): Recording(interneurons)
+    with pytest.raises(InputError, match="read_interneurons"): Recording(interneurons)
 
 
 def test_interneurons_damaged(interneurons, tmp_path):
@@ -354,14 +354,14 @@ def test_interneurons_damaged(interneurons, tmp_path):
                 elif new is not None: f[name] = new
             path = edited(interneurons, tmp_path, change)
             try: read_interneurons(path)
-            except Problem as e: assert one_line(e, path)
+            except InputError as e: assert one_line(e, path)
     whole, rng = interneurons.read_bytes(), np.random.default_rng(1)
     for i in range(100):
         damaged = bytearray(whole[:None if i % 2 else rng.integers(len(whole))])
         for at in rng.integers(0, min(len(damaged), 4000) or 1, 3 if damaged else 0): damaged[at] ^= int(rng.integers(1, 256))
         path.write_bytes(damaged)
         try: read_interneurons(path)
-        except Problem as e: assert one_line(e, path)
+        except InputError as e: assert one_line(e, path)
 
 
 # ---- splits and batches, for any input
@@ -372,7 +372,7 @@ def parts(draw, most=4000):
     blocks = sorted({0, *draw(st.lists(st.integers(0, n - 1), max_size=12))})
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     return Part(rng.integers(0, 256, (n, 2, 3), dtype=np.uint8), rng.gamma(.2, 20, (n, 2)).astype(np.float32), blocks=blocks,
-                hz=draw(st.sampled_from([20., 100., 399.6])), response=draw(st.sampled_from(list(responses))))
+                hz=draw(st.sampled_from([20., 100., 399.6])), response=draw(st.sampled_from(list(SMOOTHING_S))))
 
 
 shares = st.sampled_from([(.8, .1, .1), (.9, .1), (.5, .5), (.25,)*4, (.98, .01, .01), (1.,)])
@@ -382,9 +382,9 @@ shares = st.sampled_from([(.8, .1, .1), (.9, .1), (.5, .5), (.25,)*4, (.98, .01,
 @given(parts(), st.sampled_from(["blocked", "stratified", "random"]), shares, st.integers(1, 60), st.integers(0, 2**32 - 1))
 def test_split(part, scheme, fractions, history, seed):
     try: split = split_frames(part, scheme, fractions, history, seed)
-    except Problem as e:
+    except InputError as e:
         assert "longer recording" in str(e) and "\n" not in str(e)
-        assert len(part) < 30*guard(part, history)*len(part.blocks) or min(fractions) < .05
+        assert len(part) < 30*guard_frames(part, history)*len(part.blocks) or min(fractions) < .05
         return
     usable, every = full_history(part, history), np.concatenate(split)
     assert len(split) == len(fractions) and all(s.dtype == np.int64 and len(s) and (np.diff(s) > 0).all() for s in split)
@@ -394,7 +394,7 @@ def test_split(part, scheme, fractions, history, seed):
         owner = np.full(len(part), -1)
         for k, s in enumerate(split): owner[s] = k
         for a, b in zip(every_sorted := np.sort(every), every_sorted[1:]):
-            if owner[a] != owner[b]: assert b - a > guard(part, history)
+            if owner[a] != owner[b]: assert b - a > guard_frames(part, history)
     else:
         assert len(every) == len(usable)
         strata = 10 if scheme == "stratified" else 1
@@ -416,7 +416,7 @@ def test_blocked_split_of_a_minute_and_more(n, n_blocks, fractions, history, see
 @pytest.mark.parametrize("fractions", [(.8, .1), (.5, .6), (1.1, -.1), (0, 1), (), (np.nan, 1)])
 def test_impossible_shares(scheme, fractions):
     part = Part(np.zeros((3000, 1, 1), np.uint8), np.zeros((3000, 1), np.float32))
-    with pytest.raises(Problem, match="fractions: expected"): split_frames(part, scheme, fractions)
+    with pytest.raises(InputError, match="fractions: expected"): split_frames(part, scheme, fractions)
 
 
 @quick
@@ -428,7 +428,7 @@ def test_frames_are_the_naive_windows(part, history, data):
     index = None if data.draw(st.booleans()) else np.array(data.draw(st.lists(st.integers(0, len(part) - 1), max_size=20)), int)
     wanted = naive_usable if index is None else [t for t in index if t in naive_usable]
     if not wanted:
-        with pytest.raises(Problem, match="index: expected frames with"): Frames(part, index, history)
+        with pytest.raises(InputError, match="index: expected frames with"): Frames(part, index, history)
         return
     frames = Frames(part, index, history, scale=data.draw(st.sampled_from(["unit", "raw", "zscore"])))
     assert frames.index.tolist() == wanted and len(frames) == len(wanted)
@@ -448,7 +448,7 @@ def test_frames_are_the_naive_windows(part, history, data):
 def test_frames_say_what_is_wrong():
     part = Part(np.zeros((50, 2, 2), np.uint8), np.zeros((50, 1), np.float32))
     for kwargs, says in ((dict(index=[50]), "0 to 49"), (dict(index=[-1]), "0 to 49"), (dict(scale="log"), "unit, zscore or raw"), (dict(history=51), "51 frames of history"), (dict(history=0), "history")):
-        with pytest.raises(Problem, match=says): Frames(part, **kwargs)
+        with pytest.raises(InputError, match=says): Frames(part, **kwargs)
 
 
 # ---- memory

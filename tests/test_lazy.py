@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from retina_nb.data import Frames, LazyMovie, Problem, Recording, write_recording
+from retina_nb.data import Frames, LazyMovie, InputError, Recording, write_recording
 from retina_nb.training import Shuffled, fit, model_for, predict, train
 
 rng = np.random.default_rng(0)
@@ -104,7 +104,7 @@ def test_resume(path, tmp_path):
     trained(lazy, tmp_path/"again")
     again = trained(lazy, tmp_path/"again", epochs=2, resume=True, workers=0)
     np.testing.assert_array_equal(run.history.drop(columns="seconds"), again.history.drop(columns="seconds"))
-    with pytest.raises(Problem, match="another in_memory"): trained(rec, tmp_path/"run", epochs=2, resume=True)
+    with pytest.raises(InputError, match="another in_memory"): trained(rec, tmp_path/"run", epochs=2, resume=True)
 
 
 def test_damage(tmp_path):
@@ -116,7 +116,7 @@ def test_damage(tmp_path):
         f.write(b"damage")
     rec = Recording(path, in_memory=False)
     for workers in (0, 1):
-        with pytest.raises(Problem, match="train/stimulus: .*damaged") as e:
+        with pytest.raises(InputError, match="train/stimulus: .*damaged") as e:
             fit(model_for(rec, chans=[2, 2], ksizes=[3, 3]), rec, tmp_path/f"run{workers}", epochs=1, progress=False, workers=workers)
         assert "\n" not in str(e.value) and str(e.value).startswith(str(path))
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from retina_nb.data import Problem
+from retina_nb.data import InputError
 from retina_nb.results import (batch_correlation, bits_per_spike, bootstrap, cc_max, cc_norm, deviance_explained, feve, interval, oracle,
                                paired, pearson, signal_power)
 
@@ -166,7 +166,7 @@ def test_what_is_wrong_is_said():
              (lambda: bootstrap(pearson, repeats, yhat, block=150), "fewer than two blocks"),
              (lambda: paired(pearson, repeats, yhat, yhat[:5]), "expected the same")]
     for call, words in wrong:
-        with pytest.raises(Problem) as e: call()
+        with pytest.raises(InputError) as e: call()
         assert words in str(e.value) and "\n" not in str(e.value)
 
 

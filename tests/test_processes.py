@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_training import recording, shell, wait_for_epoch  # noqa: F401
 
-from retina_nb.data import Problem, Recording
+from retina_nb.data import InputError, Recording
 from retina_nb.training import fit, load_run, load_runs, model_for, retina_train
 
 # without noise, which is each process' own; the last batches are partial, and odd
@@ -64,7 +64,7 @@ def test_stop_and_resume_with_torchrun(recording, alone, tmp_path):
 
 def test_a_batch_must_divide(recording, tmp_path):
     rec = Recording(recording)
-    with pytest.raises(Problem, match="batch_size: expected a multiple of 2, .* use 64"):
+    with pytest.raises(InputError, match="batch_size: expected a multiple of 2, .* use 64"):
         fit(model_for(rec, chans=[2, 2]), rec, tmp_path/"run", batch_size=63, accelerator="cpu", devices=2, strategy="ddp")
     assert not (tmp_path/"run").exists()
 

@@ -12,7 +12,7 @@ import torch
 
 from retina_nb import results
 from retina_nb.bncnn import BNCNN, hyperparams
-from retina_nb.data import Problem, Recording, write_recording
+from retina_nb.data import InputError, Recording, write_recording
 from retina_nb.results import beside_published, cells_table, columns, differences, evaluate, headline, pearson, results_table, retina_demo, retina_results, write_results
 from retina_nb.stacked import LinearStackedBNCNN
 from retina_nb.training import fit, load_run, predict, train
@@ -154,7 +154,7 @@ def test_mistakes(runs, tmp_path, what):
     if what == "no run": run.mkdir()
     if what == "out is a file": args = [runs[0].path]; out.write_text("mine")
     words = {"no folder": "run", "no run": "config.json", "unfinished": "weights", "moved": "own.h5", "changed": "changed", "out is a file": "file"}[what]
-    with pytest.raises(Problem, match=words) as e: retina_results(args, out=str(out))
+    with pytest.raises(InputError, match=words) as e: retina_results(args, out=str(out))
     assert one_line(e) and not out.is_dir()
 
 
@@ -177,7 +177,7 @@ def test_demo_on_own_recording(tmp_path, capsys):
 
 def test_demo_mistakes(tmp_path):
     for mistake, words in ((dict(protocol="hopeful"), "honest or reference"), (dict(data="none.h5"), "none.h5"), (dict(seconds=0), "seconds"), (dict(epochs=-1), "epochs")):
-        with pytest.raises(Problem, match=words) as e: retina_demo(out=str(tmp_path/"demo"), **mistake)
+        with pytest.raises(InputError, match=words) as e: retina_demo(out=str(tmp_path/"demo"), **mistake)
         assert one_line(e) and not (tmp_path/"demo").exists()
 
 
@@ -194,7 +194,7 @@ def test_names_are_escaped(runs):
 
 
 def test_no_runs(tmp_path):
-    with pytest.raises(Problem, match="at least one"): write_results([], tmp_path/"out")
+    with pytest.raises(InputError, match="at least one"): write_results([], tmp_path/"out")
     assert not (tmp_path/"out").exists()
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from retina_nb.data import Problem, Recording
+from retina_nb.data import InputError, Recording
 from retina_nb.results import retina_results, seeds_table
 from retina_nb.training import load_run, load_runs, predict, retina_predict, retina_train
 from test_adaptive import record
@@ -62,7 +62,7 @@ def test_ctrl_c(two, tmp_path):
     p.send_signal(signal.SIGINT)
     _, err = p.communicate()
     assert p.returncode == 130 and "--resume goes on" in err and "Traceback" not in err
-    with pytest.raises(Problem, match="train with --resume"): load_runs(tmp_path/"run")[0].model
+    with pytest.raises(InputError, match="train with --resume"): load_runs(tmp_path/"run")[0].model
 
 
 @pytest.mark.parametrize("args, words", [
@@ -73,20 +73,20 @@ def test_ctrl_c(two, tmp_path):
 ])
 def test_mistakes(two, tmp_path, args, words):
     data = args.get("data", "A.h5,B.h5").replace("A.h5", str(two[0])).replace("B.h5", str(two[1]))
-    with pytest.raises(Problem, match=words): retina_train(**{**ARGS, **args, "data": data}, out=str(tmp_path/"run"))
+    with pytest.raises(InputError, match=words): retina_train(**{**ARGS, **args, "data": data}, out=str(tmp_path/"run"))
     assert not (tmp_path/"run").exists()
 
 
 def test_other_frame_rates(two, tmp_path):
     record(tmp_path/"C.h5", (6, 6), hz=50)
-    with pytest.raises(Problem, match="one number of frames per second to share a core, found 50.0, 100.0"):
+    with pytest.raises(InputError, match="one number of frames per second to share a core, found 50.0, 100.0"):
         retina_train(data=f"{two[0]},{tmp_path/'C.h5'}", out=str(tmp_path/"run"), **ARGS)
 
 
 def test_folder_of_runs(two, joint, tmp_path):
-    with pytest.raises(Problem, match="found a folder of runs; give one of them: A, B"): load_run(joint)
+    with pytest.raises(InputError, match="found a folder of runs; give one of them: A, B"): load_run(joint)
     other = record(tmp_path/"other.h5", (12, 12), frames=1400)
-    with pytest.raises(Problem, match="expected one run, or several that differ only in their seed"): retina_predict(run=str(joint), data=str(other), out=str(tmp_path/"r.npz"))
+    with pytest.raises(InputError, match="expected one run, or several that differ only in their seed"): retina_predict(run=str(joint), data=str(other), out=str(tmp_path/"r.npz"))
 
 
 def test_ensemble_of_seeds(two, tmp_path):

@@ -3,7 +3,7 @@ import os, signal, subprocess, sys, time
 import h5py
 import numpy as np
 import pytest
-from retina_nb.data import Problem, Recording
+from retina_nb.data import InputError, Recording
 from retina_nb.simulation import RefractorySpikes, Retina, natural_movie, simulate_recording
 
 SHORT = dict(seconds=6, test_seconds=3, repeats=2, cells=2)
@@ -37,14 +37,14 @@ def test_command_and_errors(start, tmp_path):
 
 @pytest.mark.parametrize("bad", [dict(seconds=0), dict(seconds=float("nan")), dict(test_seconds=-1), dict(repeats=0), dict(cells=0), dict(seed=-1), dict(stimulus="")])
 def test_bad_arguments(tmp_path, bad):
-    with pytest.raises(Problem, match=next(iter(bad))): simulate_recording(tmp_path/"x.h5", **bad)
+    with pytest.raises(InputError, match=next(iter(bad))): simulate_recording(tmp_path/"x.h5", **bad)
     assert not os.listdir(tmp_path)
 
 def test_path_is_a_folder(tmp_path):
-    with pytest.raises(Problem, match="folder"): simulate_recording(tmp_path, **SHORT)
+    with pytest.raises(InputError, match="folder"): simulate_recording(tmp_path, **SHORT)
 
 def test_movie_of_another_size():
-    with pytest.raises(Problem, match="50 x 50"): Retina(1)(np.zeros((10, 40, 50), np.uint8))
+    with pytest.raises(InputError, match="50 x 50"): Retina(1)(np.zeros((10, 40, 50), np.uint8))
 
 def test_seed(tmp_path):
     a, b, other, noise = (arrays(simulate_recording(tmp_path/f"{i}.h5", seed=seed, stimulus=stimulus, **SHORT))

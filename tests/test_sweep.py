@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_training import recording  # noqa: F401 a fixture
 
-from retina_nb.data import Problem
+from retina_nb.data import InputError
 from retina_nb.sweep import retina_sweep
 from retina_nb.training import load_run
 
@@ -84,7 +84,7 @@ def test_stopped_and_taken_up(recording, unbroken, tmp_path, stop, code):
     (dict(set="chans"), "--set: expected pairs"),
 ])
 def test_mistakes(recording, tmp_path, args, words):
-    with pytest.raises(Problem, match=words): retina_sweep(data=str(recording), out=str(tmp_path/"sweep"), **args)
+    with pytest.raises(InputError, match=words): retina_sweep(data=str(recording), out=str(tmp_path/"sweep"), **args)
 
 
 def test_mistake_in_shell(recording, tmp_path):
@@ -95,4 +95,4 @@ def test_mistake_in_shell(recording, tmp_path):
 
 def test_damaged_study(recording, tmp_path):
     (tmp_path/"sweep.db").write_bytes(b"no study"*1000)
-    with pytest.raises(Problem, match="sweep.db: expected the study of a sweep"): retina_sweep(data=str(recording), out=str(tmp_path))
+    with pytest.raises(InputError, match="sweep.db: expected the study of a sweep"): retina_sweep(data=str(recording), out=str(tmp_path))

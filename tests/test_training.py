@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from retina_nb.data import Problem, Recording, write_recording
+from retina_nb.data import InputError, Recording, write_recording
 from retina_nb.training import load_run, predict, retina_train
 
 
@@ -84,11 +84,11 @@ def test_train_predict(recording, tmp_path):
     (["--data", "REC", "--strategy", "tactics"], "tactics"),
 ])
 def test_mistakes(recording, tmp_path, monkeypatch, args, words):
-    "One line that names the mistake, and nothing left behind; Python callers get a Problem"
+    "One line that names the mistake, and nothing left behind; Python callers get a InputError"
     monkeypatch.chdir(tmp_path)
     args = [str(recording) if a == "REC" else a for a in args]
     named = {k.removeprefix("--"): v for k, v in zip(args[::2], args[1::2])}
-    with pytest.raises(Problem) as e: retina_train(**{**named, "out": "run"})
+    with pytest.raises(InputError) as e: retina_train(**{**named, "out": "run"})
     assert words in str(e.value) and "\n" not in str(e.value)
     assert not any(tmp_path.iterdir())
 
@@ -134,8 +134,8 @@ def test_stop_and_resume(recording, tmp_path, how):
 def test_other_run_is_not_overwritten(recording, tmp_path):
     args = dict(data=str(recording), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"))
     retina_train(**args)
-    with pytest.raises(Problem, match="found a run"): retina_train(**args)
-    with pytest.raises(Problem, match="another seed"): retina_train(**args, seed=1, resume=True)
+    with pytest.raises(InputError, match="found a run"): retina_train(**args)
+    with pytest.raises(InputError, match="another seed"): retina_train(**args, seed=1, resume=True)
     retina_train(**args, resume=True)  # finished already: nothing changes
     assert len(load_run(tmp_path/"run").history) == 1
 
@@ -146,9 +146,9 @@ def test_recording_changed(recording, tmp_path):
     retina_train(data=str(copy), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"))
     assert load_run(tmp_path/"run").recording.n_cells == 2
     with open(copy, "ab") as f: f.write(b"x")
-    with pytest.raises(Problem, match="has changed"): load_run(tmp_path/"run").recording
+    with pytest.raises(InputError, match="has changed"): load_run(tmp_path/"run").recording
     copy.unlink()
-    with pytest.raises(Problem, match="not there"): load_run(tmp_path/"run").recording
+    with pytest.raises(InputError, match="not there"): load_run(tmp_path/"run").recording
 
 
 @pytest.mark.parametrize("model", ["stacked", "stackedconv", "cnnbilstm"])
@@ -165,7 +165,7 @@ def test_seeds(recording, tmp_path):
     retina_train(data=str(recording), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"), seeds="0,1")
     a, b = (load_run(tmp_path/"run"/f"seed{s}") for s in (0, 1))
     assert a.config["seed"] == 0 and b.config["seed"] == 1 and not np.array_equal(a.split[1], b.split[1])
-    with pytest.raises(Problem, match="whole numbers"): retina_train(data=str(recording), out=str(tmp_path/"x"), seeds="0,a")
+    with pytest.raises(InputError, match="whole numbers"): retina_train(data=str(recording), out=str(tmp_path/"x"), seeds="0,a")
 
 
 @pytest.mark.parametrize("model", ["ln", "glm"])
@@ -178,5 +178,5 @@ def test_baselines(recording, tmp_path, model):
     assert np.isfinite(rates[4:]).all() and (rates[4:] >= 0).all()
     corr = [np.corrcoef(rates[4:, i], run.recording.test.rates[4:, i])[0, 1] for i in range(2)]
     assert min(corr) > .3 and len(run.history) == 1 and run.results["params"] == run.config["params"]
-    with pytest.raises(Problem, match="found a run"): retina_train(**args)
+    with pytest.raises(InputError, match="found a run"): retina_train(**args)
     retina_train(**args, resume=True)
