@@ -6,8 +6,8 @@
 __all__ = ['hyperparams', 'paper_hyperparams', 'rules', 'GaussianNoise', 'Exponential', 'log_softplus', 'Softplus',
            'output_nonlinearity', 'KnowsItsLog', 'log_rate', 'PixelBatchNorm', 'batch_norm', 'ReadPlaces', 'int_list',
            'positive_int', 'boolean', 'in_range', 'optional', 'one_of', 'elementwise', 'cell_centers',
-           'validate_hyperparams', 'map_shape', 'RateModel', 'batches_of', 'FrameItems', 'BNCNN', 'check_parts',
-           'check_rates', 'trained_parameters', 'check_gradients', 'check_rebuild', 'noise_frames', 'check_feeding',
+           'validate_hyperparams', 'map_shape', 'RateModel', 'trained_parameters', 'batches_of', 'FrameItems', 'BNCNN',
+           'check_parts', 'check_rates', 'check_gradients', 'check_rebuild', 'noise_frames', 'check_feeding',
            'check_prediction', 'check_learning', 'deviance', 'check_fit', 'check_model']
 
 # %% ../nbs/02_bncnn.ipynb #87319dcb
@@ -69,7 +69,7 @@ def output_nonlinearity(
     "The output nonlinearity"
     return Softplus() if softplus else Exponential()
 
-# %% ../nbs/02_bncnn.ipynb #d6c6905b
+# %% ../nbs/02_bncnn.ipynb #eb40671f
 @runtime_checkable
 class KnowsItsLog(Protocol):
     "An output nonlinearity that says the log of its rate"
@@ -303,12 +303,20 @@ class RateModel(nn.Module):
         "What is added to the Poisson loss, scalar"
         return 0.
 
+    def parameter_groups(self,
+        lr, # learning rate
+    )->list: # of dicts, as torch's optimisers take them
+        "What is optimised, and how fast"
+        return [dict(params=trained_parameters(self), lr=lr)]
+
     def make_optimizer(self,
         lr, # learning rate
+        groups=None, # parameter groups, where several models train together; this model's own if None
     ): # what Lightning's `configure_optimizers` takes
         "Adam over all that is trained"
-        trained = [p for p in self.parameters() if p.requires_grad]
-        return torch.optim.Adam(trained, lr=lr, fused=trained[0].device.type in ("cpu", "cuda"))
+        groups = groups or self.parameter_groups(lr)
+        device = groups[0]["params"][0].device
+        return torch.optim.Adam(groups, lr=lr, fused=device.type in ("cpu", "cuda"))
 
     def after_fit(self,
         train, # Frames of the training part
@@ -350,6 +358,12 @@ class RateModel(nn.Module):
             raise InputError(f"{name}: expected frames of shape (batch, {', '.join(map(str, self.img_shape))}), found {tuple(x.shape)}")
         return x
 
+def trained_parameters(
+    model, # any model of rates
+)->list:
+    "All parameters that training changes"
+    return [p for p in model.parameters() if p.requires_grad]
+
 def batches_of(
     dataset, # with `__getitems__`
     batch_size, # items at a time
@@ -359,7 +373,7 @@ def batches_of(
         batch, _ = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
         yield batch
 
-# %% ../nbs/02_bncnn.ipynb #a91720cb
+# %% ../nbs/02_bncnn.ipynb #411f8eb1
 class FrameItems(Dataset):
     "Base of datasets whose items are made from Frames; write `__getitems__`, and `__len__` where an item is not a frame"
     def __init__(self,
@@ -424,7 +438,7 @@ class BNCNN(RateModel):
     def readout(self, maps): return self.sequential[8:11](maps) # drive, (batch, n_units)
     def drive(self, x): return self.readout(self.feature_maps(x))
 
-# %% ../nbs/02_bncnn.ipynb #0f8ec2df
+# %% ../nbs/02_bncnn.ipynb #70014ff2
 def check_parts(
     model, # any model of rates
 ):
@@ -456,12 +470,6 @@ def check_rates(
             assert log_rate(drive, model.output).isfinite().all(), "the log of the rate is not finite: give the output a method log(drive)"
 
 # %% ../nbs/02_bncnn.ipynb #27e57256
-def trained_parameters(
-    model, # any model of rates
-)->list:
-    "All parameters that training changes"
-    return [p for p in model.parameters() if p.requires_grad]
-
 def check_gradients(
     model, # any model of rates
     x, # stimuli, (batch, *model.img_shape)
@@ -486,7 +494,7 @@ def check_rebuild(
     assert again.hyperparams == model.hyperparams, f"expected the hyperparameters {model.hyperparams}, found {again.hyperparams} in the rebuilt model"
     with torch.no_grad(): assert torch.equal(again.eval()(x), model.eval()(x)), "the rebuilt model gives other rates"
 
-# %% ../nbs/02_bncnn.ipynb #85d03db6
+# %% ../nbs/02_bncnn.ipynb #0d3d6763
 def noise_frames(
     model, # any model of rates
     n=24, # windows

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import retina_nb.benchmarks as benchmarks
-from retina_nb.benchmarks import machine, retina_bench, side_by_side, timed
+from retina_nb.benchmarks import machine, side_by_side, timed
+from retina_nb.commands import retina_bench
 from retina_nb.data import InputError
 
 

@@ -13,7 +13,11 @@ import retina_nb.benchmarks as benchmarks
 import retina_nb.training as training
 from retina_nb.benchmarks import Case, step_flops
 from retina_nb.data import Frames, Part, Recording, write_recording
-from retina_nb.training import Batches, Clips, Features, FiringRates, OnDevice, fit, model_for, quickest, train
+from retina_nb.cnnbilstm import FrameClips
+from retina_nb.parallel import train_sessions
+from retina_nb.stacked import CachedFeatures
+from retina_nb.training import (BatchSampler, ChooseLayout, FiringRates, Layout, MoveDataToDevice, fastest_layout, fit,
+                                model_for, train_run)
 
 
 class Rec:
@@ -22,7 +26,7 @@ class Rec:
 
 
 class Loader:
-    def __init__(self, dataset): self.dataset, self.pin_memory, self.batch_sampler = dataset, False, Batches(range(len(dataset)), 8, world=4)
+    def __init__(self, dataset): self.dataset, self.pin_memory, self.batch_sampler = dataset, False, BatchSampler(range(len(dataset)), 8, world=4)
 
 
 class Loop: global_rank = 3
@@ -35,12 +39,12 @@ def module(name="bncnn"):
 
 @pytest.mark.parametrize("name", ["bncnn", "cnnbilstm"])
 def test_quickest_changes_nothing(name):
-    frames = Clips(Frames(Rec.train, history=3)) if name == "cnnbilstm" else Frames(Rec.train, history=3)
+    frames = FrameClips(Frames(Rec.train, history=3)) if name == "cnnbilstm" else Frames(Rec.train, history=3)
     m, x = module(name), frames.__getitems__(list(range(8)))
     before, rng = copy.deepcopy(m.state_dict()), torch.get_rng_state()
-    layout, in_bfloat16 = quickest(m, x)
+    layout, in_bfloat16 = fastest_layout(m, x)
     assert layout in (torch.contiguous_format, torch.channels_last) and in_bfloat16 in (True, False)
-    assert not quickest(m, x, [False])[1] and torch.equal(rng, torch.get_rng_state())
+    assert not fastest_layout(m, x, [False])[1] and torch.equal(rng, torch.get_rng_state())
     for k, v in m.state_dict().items(): assert torch.equal(v, before[k])
 
 
@@ -53,7 +57,7 @@ def write(folder):
 @pytest.mark.parametrize("in_bfloat16", [False, True])
 def test_every_way_trains(tmp_path, monkeypatch, in_bfloat16):
     "The numbers of a run are about those of any other way to compute them"
-    real, made = OnDevice.setup, []
+    real, made = MoveDataToDevice.setup, []
     def setup(self, loop, module, stage):
         real(self, loop, module, stage)
         self.choose(loop, module)
@@ -62,8 +66,8 @@ def test_every_way_trains(tmp_path, monkeypatch, in_bfloat16):
     def run(out): return fit(model_for(recording, history=3, chans=[2, 2], ksizes=[3, 3], noise=0), recording, tmp_path/out, epochs=1, batch_size=50, progress=False)
     torch.manual_seed(0)
     plain = run("plain").history
-    monkeypatch.setattr(OnDevice, "setup", setup)
-    monkeypatch.setattr(training, "quickest", lambda *_: (torch.channels_last, in_bfloat16))
+    monkeypatch.setattr(MoveDataToDevice, "setup", setup)
+    monkeypatch.setattr(training, "fastest_layout", lambda *_: (torch.channels_last, in_bfloat16))
     torch.manual_seed(0)
     other = run("other").history
     assert made[0].in_bfloat16 == in_bfloat16
@@ -74,17 +78,17 @@ def test_every_way_trains(tmp_path, monkeypatch, in_bfloat16):
 def test_batches_are_made_on_the_device():
     "Every tensor of a batch is where the data were moved; validation takes the movie that training has there"
     m = module()
-    for kind in (lambda f: f, Clips):
+    for kind in (lambda f: f, FrameClips):
         train, valid = Loader(kind(Frames(Rec.train, history=3))), Loader(kind(Frames(Rec.train, range(50), history=3)))
         train.dataset.to("meta"), valid.dataset.to("meta", like=train.dataset)
         inner = [getattr(l.dataset, "frames", l.dataset) for l in (train, valid)]
         assert inner[0].stimulus is inner[1].stimulus and inner[0].stimulus.device.type == "meta"
-        if kind is not Clips:  # which frames are distinct depends on their numbers, and meta tensors have none
+        if kind is not FrameClips:  # which frames are distinct depends on their numbers, and meta tensors have none
             x, y = valid.dataset.__getitems__([0, 3, 4])
             assert x.device.type == y.device.type == "meta" and x.shape == (3, 3, 9, 10)
-    assert Features(torch.zeros(5, 3), torch.zeros(5, 2)).to("meta").__getitems__([0, 1])[0].device.type == "meta"
+    assert CachedFeatures(torch.zeros(5, 3), torch.zeros(5, 2)).to("meta").__getitems__([0, 1])[0].device.type == "meta"
     train, valid = Loader(Frames(Rec.train, history=3)), Loader(Frames(Rec.train, range(50), history=3))
-    OnDevice(train, valid, [False]).setup(Loop, m, "fit")
+    MoveDataToDevice(train, valid, [False]).setup(Loop, m, "fit")
     assert train.batch_sampler.rank == valid.batch_sampler.rank == 3 and not train.pin_memory and valid.dataset.stimulus is train.dataset.stimulus
 
 
@@ -92,9 +96,9 @@ def test_no_room(monkeypatch):
     class OnGpu:
         device = torch.device("cuda")
     train, valid = Loader(Frames(Rec.train, history=3)), Loader(Frames(Rec.train, range(50), history=3))
-    monkeypatch.setattr(training, "room", lambda device: 1.9*train.dataset.nbytes)
-    monkeypatch.setattr(OnDevice, "choose", lambda *_: None)
-    OnDevice(train, valid, [False]).setup(Loop, OnGpu, "fit")
+    monkeypatch.setattr(training, "free_memory", lambda device: 1.9*train.dataset.nbytes)
+    monkeypatch.setattr(MoveDataToDevice, "choose", lambda *_: None)
+    MoveDataToDevice(train, valid, [False]).setup(Loop, OnGpu, "fit")
     assert train.pin_memory and valid.pin_memory and train.dataset.stimulus.device.type == "cpu"
 
 
@@ -160,7 +164,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: self.to("cpu"))
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(training, "room", lambda device: 1e9)
+    monkeypatch.setattr(training, "free_memory", lambda device: 1e9)
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
@@ -176,16 +180,16 @@ small = dict(chans=[2, 2], ksizes=[3, 3], noise=0)
 def test_nothing_stays_behind(tmp_path, request, name, settings):
     "All that a training needs is on the device, and it finds the numbers that the CPU finds"
     recording, how = write(tmp_path), dict(history=5, epochs=2, batch_size=200, progress=False)
-    if name == "stacked": settings = dict(base=train(recording, "bncnn", tmp_path/"base", settings=small, accelerator="cpu", **how).path)
-    plain = train(recording, name, tmp_path/"plain", settings=settings, accelerator="cpu", **how).history
-    other = train(recording, name, tmp_path/"gpu", settings=settings, strategy=request.getfixturevalue("gpu"), **how).history
+    if name == "stacked": settings = dict(base=train_run(recording, "bncnn", tmp_path/"base", settings=small, accelerator="cpu", **how).path)
+    plain = train_run(recording, name, tmp_path/"plain", settings=settings, accelerator="cpu", **how).history
+    other = train_run(recording, name, tmp_path/"gpu", settings=settings, strategy=request.getfixturevalue("gpu"), **how).history
     np.testing.assert_allclose(other[["train_loss", "valid_loss"]], plain[["train_loss", "valid_loss"]], rtol=.03)
 
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available.*", "ignore:.*without cuDNN.*")
 def test_nothing_stays_behind_of_two_recordings(tmp_path, gpu):
     for name in "ab": (tmp_path/name).mkdir()
-    runs = train([write(tmp_path/name) for name in "ab"], "adaptive", tmp_path/"run", history=5, settings=dict(subunits=3, n_basis=4), epochs=1, batch_size=200, progress=False, strategy=gpu)
+    runs = train_sessions([write(tmp_path/name) for name in "ab"], "adaptive", tmp_path/"run", history=5, settings=dict(subunits=3, n_basis=4), epochs=1, batch_size=200, progress=False, strategy=gpu)
     assert len(runs) == 2 and all(np.isfinite(run.results["valid_loss"]) for run in runs)
 
 

@@ -10,7 +10,8 @@ import torch
 from test_training import recording, shell, wait_for_epoch  # noqa: F401
 
 from retina_nb.data import InputError, Recording
-from retina_nb.training import fit, load_run, load_runs, model_for, retina_train
+from retina_nb.training import fit, load_run, load_runs, model_for
+from retina_nb.commands import retina_train
 
 # without noise, which is each process' own; the last batches are partial, and odd
 SET = "chans=[2,3] ksizes=[3,3] noise=0"
@@ -73,10 +74,10 @@ fork = """
 import sys
 import torch
 from retina_nb.data import Recording
-from retina_nb.training import train
+from retina_nb.training import train_run
 torch.set_num_threads(1)
 rec = Recording(sys.argv[1])
-train(rec, "bncnn", sys.argv[2], 4, dict(chans=[2, 3], ksizes=[3, 3], noise=0), batch_size=62, epochs=5, accelerator="cpu", devices=2, strategy="ddp_notebook", progress=False)
+train_run(rec, "bncnn", sys.argv[2], 4, dict(chans=[2, 3], ksizes=[3, 3], noise=0), batch_size=62, epochs=5, accelerator="cpu", devices=2, strategy="ddp_notebook", progress=False)
 """
 
 

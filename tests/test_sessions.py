@@ -2,8 +2,9 @@
 import numpy as np
 import pandas as pd
 
-from retina_nb.results import columns, retina_results
-from retina_nb.training import load_run, retina_predict, retina_train
+from retina_nb.results import columns
+from retina_nb.commands import retina_predict, retina_results, retina_train
+from retina_nb.training import load_run
 
 
 def test_road(session, tmp_path):

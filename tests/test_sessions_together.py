@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from retina_nb.data import InputError, Recording
-from retina_nb.results import retina_results, seeds_table
-from retina_nb.training import load_run, load_runs, predict, retina_predict, retina_train
+from retina_nb.results import seeds_table
+from retina_nb.commands import retina_predict, retina_results, retina_train
+from retina_nb.training import load_run, load_runs, predict
 from test_adaptive import record
 from test_training import shell
 

@@ -10,7 +10,7 @@ import pytest
 from test_training import recording  # noqa: F401 a fixture
 
 from retina_nb.data import InputError
-from retina_nb.sweep import retina_sweep
+from retina_nb.commands import retina_sweep
 from retina_nb.training import load_run
 
 SMALL = ["--set", "ksizes=[3,3] batch_size=64 lr=3e-3", "--history", 4]
@@ -19,7 +19,7 @@ SMALL = ["--set", "ksizes=[3,3] batch_size=64 lr=3e-3", "--history", 4]
 def start(data, out, *args, heartbeat=1):
     "retina_sweep, with signs of life every second"
     script = out.parent/"retina_sweep"
-    script.write_text(f"import sys, retina_nb.sweep as s\ns.heartbeat = {heartbeat}\nsys.exit(s.retina_sweep())\n")
+    script.write_text(f"import sys, retina_nb.sweep as s\nfrom retina_nb.commands import retina_sweep\ns.heartbeat = {heartbeat}\nsys.exit(retina_sweep())\n")
     return subprocess.Popen([sys.executable, script, "--data", str(data), "--out", str(out), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"})
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from retina_nb.data import InputError, Recording, write_recording
-from retina_nb.training import load_run, predict, retina_train
+from retina_nb.training import load_run, predict
+from retina_nb.commands import retina_train
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def recording(tmp_path_factory):
 
 def shell(command, *args, **more):
     "Run a command as its console script does"
-    code = f"import sys\nfrom retina_nb.training import {command}\nif __name__ == '__main__': sys.exit({command}())\n"
+    code = f"import sys\nfrom retina_nb.commands import {command}\nif __name__ == '__main__': sys.exit({command}())\n"
     script = more.pop("folder")/command
     script.write_text(code)
     return subprocess.Popen([sys.executable, script, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
