@@ -29,7 +29,7 @@ class Loader:
     def __init__(self, dataset): self.dataset, self.pin_memory, self.batch_sampler = dataset, False, BatchSampler(range(len(dataset)), 8, world=4)
 
 
-class Loop: global_rank = 3
+class OneOfFour: global_rank = 3
 
 
 def module(name="bncnn"):
@@ -38,7 +38,7 @@ def module(name="bncnn"):
 
 
 @pytest.mark.parametrize("name", ["bncnn", "cnnbilstm"])
-def test_quickest_changes_nothing(name):
+def test_fastest_layout_changes_nothing(name):
     frames = FrameClips(Frames(Rec.train, history=3)) if name == "cnnbilstm" else Frames(Rec.train, history=3)
     m, x = module(name), frames.__getitems__(list(range(8)))
     before, rng = copy.deepcopy(m.state_dict()), torch.get_rng_state()
@@ -57,17 +57,16 @@ def write(folder):
 @pytest.mark.parametrize("in_bfloat16", [False, True])
 def test_every_way_trains(tmp_path, monkeypatch, in_bfloat16):
     "The numbers of a run are about those of any other way to compute them"
-    real, made = MoveDataToDevice.setup, []
-    def setup(self, loop, module, stage):
-        real(self, loop, module, stage)
-        self.choose(loop, module)
+    made = []
+    def setup(self, trainer, module, stage):
+        self.choose(trainer, module)
         made.append(module)
     recording = write(tmp_path)
     def run(out): return fit(model_for(recording, history=3, chans=[2, 2], ksizes=[3, 3], noise=0), recording, tmp_path/out, epochs=1, batch_size=50, progress=False)
     torch.manual_seed(0)
     plain = run("plain").history
-    monkeypatch.setattr(MoveDataToDevice, "setup", setup)
-    monkeypatch.setattr(training, "fastest_layout", lambda *_: (torch.channels_last, in_bfloat16))
+    monkeypatch.setattr(ChooseLayout, "setup", setup)
+    monkeypatch.setattr(training, "fastest_layout", lambda *_: Layout(torch.channels_last, in_bfloat16))
     torch.manual_seed(0)
     other = run("other").history
     assert made[0].in_bfloat16 == in_bfloat16
@@ -88,7 +87,7 @@ def test_batches_are_made_on_the_device():
             assert x.device.type == y.device.type == "meta" and x.shape == (3, 3, 9, 10)
     assert CachedFeatures(torch.zeros(5, 3), torch.zeros(5, 2)).to("meta").__getitems__([0, 1])[0].device.type == "meta"
     train, valid = Loader(Frames(Rec.train, history=3)), Loader(Frames(Rec.train, range(50), history=3))
-    MoveDataToDevice(train, valid, [False]).setup(Loop, m, "fit")
+    MoveDataToDevice(train, valid).setup(OneOfFour, m, "fit")
     assert train.batch_sampler.rank == valid.batch_sampler.rank == 3 and not train.pin_memory and valid.dataset.stimulus is train.dataset.stimulus
 
 
@@ -97,8 +96,7 @@ def test_no_room(monkeypatch):
         device = torch.device("cuda")
     train, valid = Loader(Frames(Rec.train, history=3)), Loader(Frames(Rec.train, range(50), history=3))
     monkeypatch.setattr(training, "free_memory", lambda device: 1.9*train.dataset.nbytes)
-    monkeypatch.setattr(MoveDataToDevice, "choose", lambda *_: None)
-    MoveDataToDevice(train, valid, [False]).setup(Loop, OnGpu, "fit")
+    MoveDataToDevice(train, valid).setup(OneOfFour, OnGpu, "fit")
     assert train.pin_memory and valid.pin_memory and train.dataset.stimulus.device.type == "cpu"
 
 
@@ -198,6 +196,6 @@ def test_benchmarks_measure_on_the_device(tmp_path, monkeypatch, gpu):
     monkeypatch.setattr(benchmarks, "device", torch.device("cuda:0"))
     rec = write(tmp_path)
     for case in (Case(rec, history=3, **small), Case(rec, "cnnbilstm", 3, hidden=4, **small), Case(rec, "adaptive", 3, 8)):
-        assert case.bare(1) > 0 and next(case.model.parameters()).is_cuda
-        if not hasattr(case.model, "stretches"): assert case.reference(1) > 0
+        assert case.time_bare_steps(1) > 0 and next(case.model.parameters()).is_cuda
+        if not case.model.stateful: assert case.time_reference_steps(1) > 0
     assert step_flops(Case(rec, history=3, **small)) > 0

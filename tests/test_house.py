@@ -118,6 +118,17 @@ def test_imports_form_no_circle():
     assert not left, f"these modules import each other in a circle: {left}"
 
 
+def test_no_module_imports_a_later_chapter():
+    "Numbers are the order of dependence; a simulated retina may be had anywhere"
+    number = {module_of(p): int(p.stem[:2]) for p in notebooks if p.stem != "index"}
+    for m in modules: assert not [other for other in imports(m) if number.get(other, 0) > number[m] and other != "simulation"], m
+
+
+def test_models_are_asked_by_contract():
+    "What a model can do is said by RateModel, never looked for"
+    for m in modules: assert "hasattr(" not in re.sub(r"hasattr\((fastcore\.script|cells|stimulus), ", "", (root / "retina_nb" / f"{m}.py").read_text()), m
+
+
 def test_modules_import_by_themselves():
     "Each first in its own process, without opening a window or printing"
     first = "import importlib, os, sys\nfor m in sys.argv[1:]:\n    pid = os.fork()\n    if not pid: importlib.import_module('retina_nb.' + m); os._exit(0)\n" \

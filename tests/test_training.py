@@ -159,7 +159,7 @@ def test_other_models(recording, tmp_path, model):
     run = load_run(tmp_path/"run")
     rates = predict(run, run.recording.test.stimulus)
     assert rates.shape == (500, 1) and np.isfinite(rates[2:]).all()
-    if model == "stacked": assert json.loads((tmp_path/"run/bncnn/config.json").read_text())["model"] == "BNCNN"
+    if model == "stacked": assert json.loads((tmp_path/"run/bncnn/config.json").read_text())["model"] == "retina_nb.bncnn:BNCNN"
 
 
 def test_seeds(recording, tmp_path):
