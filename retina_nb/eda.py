@@ -50,14 +50,12 @@ def _mosaic(ax, images, labels, columns, color="0.35", **kwargs):
     step_x = width + max(1, width//25)
     step_y = height + max(1, height//(5 if n < 12 else 3))
     for i, (image, label) in enumerate(zip(images, labels)):
-        x = i % columns*step_x
-        y = i//columns*step_y
+        row, column = divmod(i, columns)
+        x, y = column*step_x, row*step_y
         ax.imshow(image, extent=(x, x + width, y + height, y), interpolation="nearest", **kwargs)
         ax.text(x + width/2, y - .02*height, label, ha="center", va="bottom", fontsize="small", color=color)
-    rows = -(-n//columns)
-    right = (min(n, columns) - 1)*step_x + width
-    bottom = (rows - 1)*step_y + height
-    ax.set(xlim=(0, right), ylim=(bottom, height - step_y))
+    last_column, last_row = min(n, columns) - 1, (n - 1)//columns
+    ax.set(xlim=(0, last_column*step_x + width), ylim=(last_row*step_y + height, height - step_y))
     ax.axis("off")
 
 # %% ../nbs/01_eda.ipynb #3331753d
@@ -182,7 +180,8 @@ def plot_raster(
     times = [_spike_times(c, window.start, rec.hz) for c in counts.T]
     colors = [f"C{i % 2}" for i in range(rec.n_cells)]
     ax.eventplot(times, color=colors, linelengths=.8, linewidths=.8)
-    ax.set(xlabel="time (s)", title="Spikes", xlim=(window.start/rec.hz, window.stop/rec.hz), ylim=(rec.n_cells - .4, -.6))
+    ax.set(xlabel="time (s)", title="Spikes")
+    ax.set(xlim=(window.start/rec.hz, window.stop/rec.hz), ylim=(rec.n_cells - .4, -.6))
     _name_cells(ax.yaxis, rec)
     return ax
 
@@ -214,7 +213,8 @@ def plot_rates(
     ax = _axes(ax)
     rates = mean_rates(rec, segments)
     segment, cell = np.indices(rates.shape)
-    sns.stripplot(x=cell.ravel(), y=rates.ravel(), hue=segment.ravel(), palette="flare", size=4, jitter=.15, legend=False, ax=ax)
+    sns.stripplot(x=cell.ravel(), y=rates.ravel(), hue=segment.ravel(), palette="flare",
+                  size=4, jitter=.15, legend=False, ax=ax)
     _mean_lines(ax, mean_rates(rec)[0], color="k", lw=1.5)
     ax.set(ylabel="firing rate (Hz)", title="Mean rates", ylim=(0, None))
     _name_cells(ax.xaxis, rec)
@@ -233,6 +233,12 @@ def _repeats(rec):
     in_hz = rec.test.unit != "binned" or rec.response != "binned"
     return rec.test.repeat_rates*(1 if in_hz else rec.hz)
 
+def _repeats_of_cell(rec, index, start, seconds):
+    "Repeats of one cell in a window of the test movie, (repeats, time) Hz; and where each frame begins, and the last ends, s"
+    hz = rec.test.hz
+    window = _window(len(rec.test), hz, start, seconds)
+    return _repeats(rec)[:, window, index], np.arange(window.start, window.stop + 1)/hz
+
 # %% ../nbs/01_eda.ipynb #654f4ae8
 def plot_repeats(
     rec, # a Recording
@@ -243,12 +249,12 @@ def plot_repeats(
 ):
     "Firing rate of one cell in each repeat of the test movie"
     index = _cell_index(rec, cell)
-    window = _window(len(rec.test), rec.test.hz, start, seconds)
-    rates = _repeats(rec)[:, window, index]  # (repeats, time)
-    extent = window.start/rec.hz, window.stop/rec.hz, len(rates) + .5, .5
+    rates, edges = _repeats_of_cell(rec, index, start, seconds)
+    extent = edges[0], edges[-1], len(rates) + .5, .5
     ax = _axes(ax)
     ax.imshow(rates, cmap="gray_r", aspect="auto", interpolation="nearest", vmin=0, extent=extent)
-    ax.set(xlabel="time (s)", ylabel="repeat", title=f"Repeats, {rec.cell_names[index]} (black: {rates.max():.0f} Hz)")
+    ax.set(xlabel="time (s)", ylabel="repeat")
+    ax.set(title=f"Repeats, {rec.cell_names[index]} (black: {rates.max():.0f} Hz)")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     return ax
 
@@ -262,15 +268,13 @@ def plot_psth(
 ):
     "Mean firing rate of one cell over the repeats of the test movie, and the single repeats"
     index = _cell_index(rec, cell)
-    window = _window(len(rec.test), rec.test.hz, start, seconds)
-    rates = _repeats(rec)[:, window, index]  # (repeats, time)
-    time = np.arange(window.start, window.stop)/rec.hz
+    rates, edges = _repeats_of_cell(rec, index, start, seconds)
     ax = _axes(ax)
-    lines = ax.plot(time, rates.T, color="0.75", lw=.7)
+    lines = ax.plot(edges[:-1], rates.T, color="0.75", lw=.7)
     lines[0].set_label(f"{len(rates)} repeats")
-    ax.plot(time, rates.mean(0), color="C0", label="mean")
+    ax.plot(edges[:-1], rates.mean(0), color="C0", label="mean")
     ax.set(xlabel="time (s)", ylabel="firing rate (Hz)", title=f"PSTH, {rec.cell_names[index]}")
-    ax.set(xlim=(window.start/rec.hz, window.stop/rec.hz), ylim=(0, None))
+    ax.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
     ax.legend(loc="upper right", ncols=2, fontsize="small")
     return ax
 
@@ -282,7 +286,8 @@ def _standardise(x):
     return x/np.where(sd > 1e-9, sd, np.nan)
 
 def _check_repeats(repeats, what):
-    if len(repeats) < 2: raise InputError(f"{what}: expected 2 repeats of the test movie or more, found {len(repeats)}")
+    if len(repeats) >= 2: return
+    raise InputError(f"{what}: expected 2 repeats of the test movie or more, found {len(repeats)}")
 
 def repeat_correlation(
     repeats, # (repeats, time, n_cells)
@@ -444,20 +449,24 @@ def _spatial_image(
 
 # %% ../nbs/01_eda.ipynb #253b5f68
 def _strongest_place(sta):
-    "Row and column where a smoothed STA (lags, height, width) is largest, either way"
+    "Row and column where an STA (lags, height, width) is largest, either way"
     _, row, column = np.unravel_index(np.abs(sta).argmax(), sta.shape)
     return row, column
+
+def _smooth_in_space(sta):
+    height, width = sta.shape[2:]
+    return gaussian_filter(sta, (0, 1, height/40, width/40))
 
 def _fit_fields(rec, ridge):
     "Receptive fields from the spike-triggered averages"
     longest_block = np.diff([*rec.blocks, len(rec.train)]).max()
     lags = int(min(30, longest_block))
     sta = spike_triggered_average(rec.train, lags)
-    height, width = sta.shape[2:]
-    smooth = gaussian_filter(sta, (0, 1, height/40, width/40))
+    smooth = _smooth_in_space(sta)
     row, column = np.array([_strongest_place(s) for s in smooth]).T
     cells = np.arange(rec.n_cells)
-    course = _time_course(smooth[cells, :, row, column], autocovariance(rec.train.stimulus, lags), ridge)
+    light = smooth[cells, :, row, column]  # (n_cells, lags)
+    course = _time_course(light, autocovariance(rec.train.stimulus, lags), ridge)
     lag = np.array([_latency(c) for c in course])
     sign = np.where(course[cells, lag] < 0, -1, 1)
     image = sign[:, None, None]*_spatial_image(sta, course)
@@ -511,7 +520,8 @@ def plot_time_courses(
         lines = ax.plot(time, courses.T, color=_COLOR[sign], lw=1, alpha=.7)
         lines[0].set_label(f"{len(courses)} {_NAME[sign]}")
     ax.axhline(0, color="0.8", lw=.8, zorder=0)
-    ax.set(xlabel="time before the spike (ms)", ylabel="weight (relative)", title="Filters in time", ylim=(-1.1, 1.45))
+    ax.set(xlabel="time before the spike (ms)", ylabel="weight (relative)")
+    ax.set(title="Filters in time", ylim=(-1.1, 1.45))
     ax.legend(fontsize="small", loc="upper center", ncols=2)
     return ax
 

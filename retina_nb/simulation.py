@@ -461,7 +461,8 @@ def simulate_recording(
     train = _Show(retina, stimulus, np.diff([*blocks, frames]), 1, seed, part=0)
     test = _Show(retina, stimulus, [round(test_seconds*HZ)], repeats, seed, part=1)
     truth = {"train/rates": train.rates, "test/rates": test.rates, **cell_parts(retina)}
-    with tqdm(total=seconds + test_seconds, desc="simulating", unit="s", disable=not progress, bar_format=_BAR) as bar:
+    total = seconds + test_seconds
+    with tqdm(total=total, desc="simulating", unit="s", disable=not progress, bar_format=_BAR) as bar:
         # writing the frames fills the rates and the spike times
         write_recording(path, train.play(bar), train.spikes.times[0],
                         test_stimulus=test.play(bar), test_spikes=test.spikes.times,
