@@ -44,6 +44,7 @@ def _axes(ax):
     "This Axes, or that of a new figure"
     return plt.subplots(layout="constrained")[1] if ax is None else ax
 
+# %% ../nbs/01_eda.ipynb #6f792bb7
 def _mosaic(ax, images, labels, columns, color="0.35", **kwargs):
     "Draw images (n, height, width) side by side in one Axes, each with a label above it"
     n, height, width = images.shape
@@ -102,17 +103,7 @@ def plot_pixel_histogram(
     ax.legend(loc="upper right", fontsize="small")
     return ax
 
-# %% ../nbs/01_eda.ipynb #a0492ef8
-def power_spectrum(
-    frames, # (frames, height, width), grey levels
-) -> tuple: # spatial frequency (cycles/pixel); power (grey levels² · pixels²)
-    "Spatial power spectrum of frames, averaged over orientations"
-    h, w = frames.shape[1:]
-    window = np.outer(np.hanning(h + 2)[1:-1], np.hanning(w + 2)[1:-1])
-    x = window*(frames - frames.mean((1, 2), keepdims=True))
-    power = (np.abs(np.fft.fft2(x))**2).mean(0)/(window**2).sum()  # (height, width)
-    return _ring_means(power)
-
+# %% ../nbs/01_eda.ipynb #5ea0cfad
 def _ring_means(power):
     "Frequency of each ring (cycles/pixel), and the mean over it of a power (height, width)"
     h, w = power.shape
@@ -123,6 +114,17 @@ def _ring_means(power):
     total = np.bincount(ring, power.ravel(), side)
     pixels = np.bincount(ring, minlength=side)
     return k/side, total[k]/pixels[k]
+
+# %% ../nbs/01_eda.ipynb #a0492ef8
+def power_spectrum(
+    frames, # (frames, height, width), grey levels
+) -> tuple: # spatial frequency (cycles/pixel); power (grey levels² · pixels²)
+    "Spatial power spectrum of frames, averaged over orientations"
+    h, w = frames.shape[1:]
+    window = np.outer(np.hanning(h + 2)[1:-1], np.hanning(w + 2)[1:-1])
+    x = window*(frames - frames.mean((1, 2), keepdims=True))
+    power = (np.abs(np.fft.fft2(x))**2).mean(0)/(window**2).sum()  # (height, width)
+    return _ring_means(power)
 
 # %% ../nbs/01_eda.ipynb #14bdde43
 def plot_power_spectrum(
@@ -151,6 +153,7 @@ def _window(n, hz, start, seconds):
     last = min(n, round((start + seconds)*hz))
     return slice(first, max(first + 1, last))
 
+# %% ../nbs/01_eda.ipynb #8432b9b2
 def _name_cells(axis, rec, most=14):
     "Ticks with the names of cells, thinned out where they are many"
     index = np.arange(0, rec.n_cells, -(-rec.n_cells//most))
@@ -165,6 +168,7 @@ def _spike_times(counts, start, hz):
     number = np.arange(len(frame)) - spikes_before[frame]  # of a spike within its frame
     return (start + frame + number/counts[frame])/hz
 
+# %% ../nbs/01_eda.ipynb #4ddf4621
 def plot_raster(
     rec, # a Recording
     ax=None, # matplotlib Axes; a new figure if None
@@ -228,6 +232,7 @@ def _cell_index(rec, cell):
         raise InputError(f"cell: expected 0 to {rec.n_cells - 1} or one of {', '.join(rec.cell_names)}; found {cell}")
     return int(index)
 
+# %% ../nbs/01_eda.ipynb #5402f89a
 def _repeats(rec):
     "Repeats of the test movie in Hz, (repeats, time, n_cells)"
     in_hz = rec.test.unit != "binned" or rec.response != "binned"
@@ -285,6 +290,7 @@ def _standardise(x):
     sd = x.std(-2, keepdims=True)
     return x/np.where(sd > 1e-9, sd, np.nan)
 
+# %% ../nbs/01_eda.ipynb #631e34be
 def _check_repeats(repeats, what):
     if len(repeats) >= 2: return
     raise InputError(f"{what}: expected 2 repeats of the test movie or more, found {len(repeats)}")
@@ -431,6 +437,7 @@ def _time_course(
     course = solve(toeplitz(autocov) + penalty*np.eye(len(autocov)), light.T).T
     return course.astype(np.float32)
 
+# %% ../nbs/01_eda.ipynb #f55e0c0b
 def _latency(
     course, # (lags,)
 ) -> int: # frames
@@ -439,6 +446,7 @@ def _latency(
     peaks, _ = find_peaks(size, height=size.max()/2)
     return peaks[0] if len(peaks) else size.argmax()
 
+# %% ../nbs/01_eda.ipynb #4b187c66
 def _spatial_image(
     sta, # (n_cells, lags, height, width)
     course, # (n_cells, lags)
@@ -457,6 +465,7 @@ def _smooth_in_space(sta):
     height, width = sta.shape[2:]
     return gaussian_filter(sta, (0, 1, height/40, width/40))
 
+# %% ../nbs/01_eda.ipynb #f242b4e2
 def _fit_fields(rec, ridge):
     "Receptive fields from the spike-triggered averages"
     longest_block = np.diff([*rec.blocks, len(rec.train)]).max()
@@ -490,6 +499,7 @@ def _relative(x):
     axes = tuple(range(1, x.ndim))
     return x/np.maximum(np.abs(x).max(axes, keepdims=True), 1e-9)
 
+# %% ../nbs/01_eda.ipynb #4144b01e
 def plot_receptive_fields(
     rec, # a Recording
     ax=None, # matplotlib Axes; a new figure if None
@@ -542,6 +552,7 @@ class LocalLight(NamedTuple):
     contrast: np.ndarray   # relative to the mean of the movie
     rate: np.ndarray       # Hz
 
+# %% ../nbs/01_eda.ipynb #d43ab70b
 def local_light(
     rec, # a Recording
     cell, # index
@@ -643,6 +654,7 @@ def _mean_in_cells(x, y, values, bins, least=10):
     mean = np.where(n >= least, total/np.maximum(n, 1), np.nan)
     return mean, x_edges, y_edges
 
+# %% ../nbs/01_eda.ipynb #632eb4ca
 def plot_luminance_contrast(
     rec, # a Recording
     ax=None, # matplotlib Axes; a new figure if None
@@ -667,6 +679,7 @@ _PAGE = [  # rows of panels, each with its width
     {plot_repeats: 4, plot_reliability: 3, plot_luminance: 2.5, plot_contrast: 2.5},
     {plot_psth: 4, plot_signal_correlation: 2.7, plot_noise_correlation: 2.7, plot_nonlinearity: 2.6}]
 
+# %% ../nbs/01_eda.ipynb #68034d34
 def _most_reliable(rec):
     "Index of the cell with the highest correlation between repeats"
     if len(rec.test.repeats) < 2: return 0
@@ -674,6 +687,7 @@ def _most_reliable(rec):
         reliability = repeat_correlation(_repeats(rec)).mean(0)
     return int(np.nan_to_num(reliability, nan=-1).argmax())
 
+# %% ../nbs/01_eda.ipynb #cc114093
 def _panel(plot, rec, ax, cell):
     "Draw a panel, or say what the recording lacks for it"
     kwargs = dict(cell=cell) if plot in (plot_repeats, plot_psth) else {}
