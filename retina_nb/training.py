@@ -546,7 +546,7 @@ def epoch_sampler(
     "The order of the samples: in clips where the model asks for them, segment by segment where the movie is on disk"
     if not isinstance(movie, LazyMovie): return EpochSampler(n, seed, model.clip_length)
     segment = 240
-    return EpochSampler(n, seed, model.clip_length, segment, movie.stretches(segment + model.img_shape[0]))
+    return EpochSampler(n, seed, model.clip_length, segment, movie.n_segments_in_cache(segment + model.img_shape[0]))
 
 def train_valid_frames(
     model, # a RateModel

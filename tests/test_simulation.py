@@ -12,14 +12,14 @@ SHORT = dict(seconds=6, test_seconds=3, repeats=2, cells=2)
 def start(tmp_path_factory):
     "Start the command as an installed script would"
     script = tmp_path_factory.mktemp("bin")/"retina_simulate"
-    script.write_text("from retina_nb.simulation import retina_simulate\nif __name__ == '__main__': retina_simulate()\n")
+    script.write_text("from retina_nb.commands import retina_simulate\nif __name__ == '__main__': retina_simulate()\n")
     return lambda *args: subprocess.Popen([sys.executable, str(script), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                           env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
 
 def arrays(path):
-    found = {}
-    with h5py.File(path) as f: f.visititems(lambda name, x: found.update({name: x[()]}) if isinstance(x, h5py.Dataset) else None)
-    return found
+    datasets = {}
+    with h5py.File(path) as f: f.visititems(lambda name, x: datasets.update({name: x[()]}) if isinstance(x, h5py.Dataset) else None)
+    return datasets
 
 def test_command_and_errors(start, tmp_path):
     good = start(tmp_path/"new"/"rec.h5", "--seconds", 6.5, "--test_seconds", 2, "--repeats", 3, "--cells", 4, "--stimulus", "whitenoise", "--seed", 5)
@@ -88,5 +88,5 @@ def peak(seconds):
     simulate_recording(sys.argv[1], seconds, test_seconds=2, repeats=1, cells=3, stimulus="whitenoise")
     return next(int(l.split()[1])/1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
 small = peak(10); print(peak(170) - small)"""
-    more = float(subprocess.run([sys.executable, "-c", code, str(tmp_path/"x.h5")], capture_output=True, text=True, check=True).stdout)
-    assert more < 15 # MiB; the movie has 40
+    growth = float(subprocess.run([sys.executable, "-c", code, str(tmp_path/"x.h5")], capture_output=True, text=True, check=True).stdout)
+    assert growth < 15 # MiB; the movie has 40
