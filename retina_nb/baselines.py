@@ -56,18 +56,18 @@ def features(
     index, # sorted frame numbers
     chunk=1024, # frames at a time
 ): # yields (frames, n_basis*height*width)
-    "What each basis function sees in each pixel just before the frames of index, a stretch of the movie at a time"
+    "What each basis function sees in each pixel up to the frames of index, a stretch of the movie at a time"
     history = basis.shape[1]
     for start in range(0, len(movie), chunk):
         in_chunk = index[(index >= start) & (index < start + chunk)]
         if not len(in_chunk): continue
-        oldest = start - history + 1                                # frame that the chunk's first window begins with
+        oldest = start - history + 1                                # where the chunk's first window begins
         pixels = movie[max(oldest, 0):start + chunk].flatten(1)
         pixels = F.pad(pixels, (0, 0, max(-oldest, 0), 0))          # before the movie there is nothing
         filtered = pixels.unfold(0, history, 1) @ basis.T           # (frames, pixels, n_basis)
         yield filtered.transpose(1, 2)[in_chunk - start].flatten(1)
 
-# %% ../nbs/08_baselines.ipynb #1e2cf830
+# %% ../nbs/08_baselines.ipynb #44038b71
 def _pooled_movie(
     frames, # Frames
     size, # pixels along the side of a pooled pixel
@@ -167,9 +167,9 @@ def smooth_and_local(
     across = torch.kron(torch.eye(height), _squared_differences(width))
     return far[:, None]*(torch.eye(height*width) + down + across)*far
 
-# %% ../nbs/08_baselines.ipynb #dff59a41
+# %% ../nbs/08_baselines.ipynb #16e8f9f5
 def _center_of_peak(
-    maps, # positive, (n, height, width)
+    maps, # positive, (n, height, width) float64
 )->torch.Tensor: # (n, 2) row and column, float64
     "Centre of mass of the 3 × 3 pixels that are highest together"
     shape = maps.shape[1:]
@@ -195,6 +195,12 @@ def find_centers(
     return step*_center_of_peak(energy) + (step - 1)/2
 
 # %% ../nbs/08_baselines.ipynb #913885da
+def _frozen(
+    tensor, # any shape
+)->nn.Parameter:
+    "A parameter that is solved for rather than trained"
+    return nn.Parameter(tensor, requires_grad=False)
+
 class Filters(nn.Module):
     "A linear filter a cell: sums of time × space, each inside a window of the pooled frame"
     def __init__(self,
@@ -213,9 +219,9 @@ class Filters(nn.Module):
         self.register_buffer("corner", torch.zeros(n_units, 2, dtype=torch.int64))
         n_basis = len(self.basis)
         self.rank = n_basis if rank == "full" else min(rank, n_basis)
-        self.time = nn.Parameter(torch.zeros(n_units, self.rank, n_basis), requires_grad=False)
-        self.space = nn.Parameter(torch.zeros(n_units, self.rank, *self.window), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(n_units), requires_grad=False)
+        self.time = _frozen(torch.zeros(n_units, self.rank, n_basis))
+        self.space = _frozen(torch.zeros(n_units, self.rank, *self.window))
+        self.bias = _frozen(torch.zeros(n_units))
 
     def pooled(self):
         "The filters on the pooled frame, (n_units, history, height, width), newest frame last"
@@ -231,21 +237,22 @@ class Filters(nn.Module):
     )->torch.Tensor: # drives, (batch, n_units)
         return pool(x, self.size).flatten(1) @ self.pooled().flatten(1).T + self.bias
 
-# %% ../nbs/08_baselines.ipynb #4b5a3185
+# %% ../nbs/08_baselines.ipynb #0ceb48e1
 @patch
 def stream(self:Filters,
     movie, # Pooled
 )->torch.Tensor: # (frames, n_units), in the order of its Frames, on the CPU
     "The drives at all frames of a movie"
     basis = self.basis.cpu()
-    weights = torch.einsum("nrk,nryx->nkyx", self.time, self.space).flatten(2).cpu()   # (n_units, n_basis, pixels)
+    weights = torch.einsum("nrk,nryx->nkyx", self.time, self.space)
+    weights = weights.flatten(2).cpu()                              # (n_units, n_basis, pixels)
     bias = self.bias.cpu() + movie.shift*torch.einsum("k,nkp->n", basis.sum(1), weights)
     drives = []
     for corner, w in zip(self.corner.tolist(), weights):
         drives.append(movie.window(basis, corner, self.window) @ w.flatten())
     return (torch.stack(drives, 1) + bias)[movie.order.argsort()]
 
-# %% ../nbs/08_baselines.ipynb #90813e0d
+# %% ../nbs/08_baselines.ipynb #371a141f
 @patch
 def set_filter(self:Filters,
     cell, # its number
@@ -255,13 +262,14 @@ def set_filter(self:Filters,
     shift, # what was taken off the movie
 ):
     "Set a cell's filter"
-    u, s, v = torch.linalg.svd(weights.double(), full_matrices=False)
-    time = (u*s).T[:self.rank].float()                              # (products, n_basis)
-    space = v[:self.rank].float()                                   # (products, pixels)
-    self.time[cell].zero_()[:len(time)] = time
-    self.space[cell].flatten(1).zero_()[:len(space)] = space
+    weights = weights.double()
+    u, s, v = torch.linalg.svd(weights, full_matrices=False)
+    n = min(len(s), self.rank)                                      # products that there are
+    self.time[cell] = self.space[cell] = 0
+    self.time[cell, :n] = (u*s).T[:n].float()
+    self.space[cell, :n] = v[:n].float().view(n, *self.window)
     self.corner[cell] = torch.as_tensor(corner)
-    self.bias[cell] = bias - shift*(self.basis.sum(1).double() @ weights.double()).sum()
+    self.bias[cell] = bias - shift*(self.basis.sum(1).double() @ weights).sum()
 
 # %% ../nbs/08_baselines.ipynb #45c7081d
 def _ramps(
@@ -281,48 +289,61 @@ class Ramps(nn.Module):
     ):
         super().__init__()
         self.register_buffer("knots", torch.arange(float(len(self.quantiles))).repeat(n_units, 1))
-        self.heights = nn.Parameter(torch.ones_like(self.knots), requires_grad=False)
+        self.heights = _frozen(torch.ones_like(self.knots))
     def forward(self,
         drive, # (..., n_units)
     )->torch.Tensor: # rates, of the same shape
         return (_ramps(drive, self.knots)*self.heights).sum(-1)
 
 # %% ../nbs/08_baselines.ipynb #82af845d
-def _fit_heights(
-    drive, # (frames,)
-    rates, # (frames,) Hz
-    knots, # (n,)
-)->torch.Tensor: # (n,) float32
-    "Heights of the ramps by maximum Poisson likelihood"
-    groups = drive.argsort().tensor_split(min(1000, len(drive)))
-    at_frames = _ramps(drive[:, None], knots[None])[:, 0].double()  # (frames, n)
-    basis = torch.stack([at_frames[group].mean(0) for group in groups]).numpy()
-    target = torch.stack([rates[group].double().mean() for group in groups]).numpy()
-    share = np.array([len(group) for group in groups])/len(drive)   # of the frames
+def _group_means(
+    values, # (frames, ...)
+    groups, # frame numbers of each
+)->np.ndarray: # (groups, ...) float64
+    "Mean over the frames of each group"
+    return torch.stack([values[group].double().mean(0) for group in groups]).numpy()
+
+def _most_likely_heights(
+    basis, # what each ramp is in each group of frames, (groups, n)
+    target, # rates, (groups,)
+    share, # of the frames, (groups,)
+)->np.ndarray: # (n,)
+    "Maximum Poisson likelihood by expectation maximisation"
+    n, mean_rate = basis.shape[1], target.mean()
+    least = np.full(n, 1e-12)
+    least[0] = 1e-3*max(mean_rate, 1e-3)                            # the floor
     weight = share @ basis + 1e-12
-    floor = 1e-3*max(target.mean(), 1e-3)
-    least = np.full(len(knots), 1e-12)
-    least[0] = floor
-    heights = np.full(len(knots), max(target.mean(), floor)/len(knots))
+    heights = np.full(n, max(mean_rate, least[0])/n)
     for _ in range(1000):
         rate = basis @ heights                                      # of each group
         heights = heights*((share*target/rate) @ basis)/weight + least
-    return torch.from_numpy(heights).float()
+    return heights
 
-# %% ../nbs/08_baselines.ipynb #815e80be
+# %% ../nbs/08_baselines.ipynb #61eef875
+@patch
+def spread_knots(self:Ramps,
+    drive, # of a cell, (frames,)
+)->torch.Tensor: # (n,)
+    "Knots at quantiles of the drive, apart even where it is constant"
+    knots = np.quantile(drive.double().numpy(), self.quantiles)
+    gap = max(1e-5*np.ptp(knots), 1e-4*np.abs(knots).max(), 1e-6)
+    return torch.from_numpy(knots + gap*np.arange(len(knots))).float()
+
 @patch
 def fit(self:Ramps,
     cell, # its number
     drive, # of that cell, (frames,)
     rates, # (frames,) Hz
 ):
-    "Find a cell's nonlinearity: knots at quantiles of the drive, apart even where that is constant, and heights"
-    knots = np.quantile(drive.double().numpy(), self.quantiles)
-    gap = max(1e-5*np.ptp(knots), 1e-4*np.abs(knots).max(), 1e-6)
-    self.knots[cell] = torch.from_numpy(knots + gap*np.arange(len(knots))).float()
-    self.heights[cell] = _fit_heights(drive, rates, self.knots[cell])
+    "Find a cell's nonlinearity"
+    self.knots[cell] = self.spread_knots(drive)
+    groups = drive.argsort().tensor_split(min(1000, len(drive)))
+    basis = _group_means(_ramps(drive[:, None], self.knots[cell, None])[:, 0], groups)
+    share = np.array([len(group) for group in groups])/len(drive)
+    heights = _most_likely_heights(basis, _group_means(rates, groups), share)
+    self.heights[cell] = torch.from_numpy(heights).float()
 
-# %% ../nbs/08_baselines.ipynb #0afabe9a
+# %% ../nbs/08_baselines.ipynb #6de7e902
 def _rank(value):
     "The rule for a rank"
     return value if value == "full" else positive_int(value)
@@ -336,7 +357,7 @@ class LN(RateModel):
         img_shape=(40, 50, 50), # frames of history, height, width
         n_units=9,              # number of cells
         n_basis=8,              # functions of time that stand for the history
-        pool=None,              # pixels along the side of a pooled pixel; None for about 25 pooled pixels across a frame
+        pool=None,              # pixels along the side of a pooled pixel; None for about 25 of them across a frame
         window=11,              # side of the window around a cell, pooled pixels
         rank="full")            # "full", or the number of space × time products in a filter
     rules = RateModel.rules | dict(
@@ -376,7 +397,7 @@ class LN(RateModel):
         drive = self.linear.stream(Pooled(frames, self.linear.size))
         return self.output(drive.to(self.linear.bias.device)).cpu()
 
-# %% ../nbs/08_baselines.ipynb #9f2f45f6
+# %% ../nbs/08_baselines.ipynb #2faf16db
 class FitData(NamedTuple):
     "What a cell's filter is fitted to, and what it is judged on"
     X: torch.Tensor        # features of the training frames, (frames, n)
@@ -396,7 +417,7 @@ class FitData(NamedTuple):
         "The same with other rates"
         return self._replace(y=self.y/gain, y_valid=self.y_valid/gain)
 
-# %% ../nbs/08_baselines.ipynb #b90fe3f4
+# %% ../nbs/08_baselines.ipynb #10355296
 @dataclass
 class CellWindow:
     "The window of the movie around a cell"
@@ -417,7 +438,8 @@ class CellWindow:
         "Features and rates"
         place = self.filters.basis, self.corner.tolist(), self.filters.window
         train, valid = self.train_movie, self.valid_movie
-        return FitData(train.window(*place), train.rates[:, self.cell], valid.window(*place), valid.rates[:, self.cell])
+        return FitData(X=train.window(*place), y=train.rates[:, self.cell],
+                       X_valid=valid.window(*place), y_valid=valid.rates[:, self.cell])
 
     def penalty(self,
         locality, # width of the envelope, pooled pixels
@@ -425,7 +447,7 @@ class CellWindow:
         "The penalty around this cell"
         return smooth_and_local(self.filters.window, (self.center - self.corner).tolist(), locality)
 
-# %% ../nbs/08_baselines.ipynb #906e4cec
+# %% ../nbs/08_baselines.ipynb #7a5ccd4e
 def cell_windows(
     filters, # Filters
     train, # Frames
@@ -435,7 +457,8 @@ def cell_windows(
     train_movie = Pooled(train, filters.size)
     valid_movie = Pooled(valid, filters.size, like=train_movie)
     centers = find_centers(train_movie, filters.basis)
-    return [CellWindow(cell, center, filters, train_movie, valid_movie) for cell, center in enumerate(centers)]
+    return [CellWindow(cell, center, filters, train_movie, valid_movie)
+            for cell, center in enumerate(centers)]
 
 # %% ../nbs/08_baselines.ipynb #eb902697
 localities = (1., 1.5, 2.5, 1e3)  # pooled pixels
@@ -457,7 +480,8 @@ def ridge_path(
 )->tuple: # weights (n, localities, strengths) float32, correlations on the validation frames (localities, strengths)
     "The filter of one cell for all localities and strengths"
     G, c = covariances(data.X, data.y[:, None])
-    weights = torch.cat([ridge(G, c, penalty, strength) for penalty in penalties for strength in strengths], 1).float()
+    path = [ridge(G, c, penalty, strength) for penalty in penalties for strength in strengths]
+    weights = torch.cat(path, 1).float()
     drive = data.X_valid @ weights
     rectified = F.relu(drive - drive.quantile(0.75, dim=0))
     scores = correlation(data.y_valid[:, None], rectified).nan_to_num(0)
@@ -517,7 +541,7 @@ def fit_cell(self:LN,
     self.linear.set_filter(window.cell, weights.view(len(self.linear.basis), -1), bias, window.corner, shift)
     return data.X @ weights + bias, data.X_valid @ weights + bias
 
-# %% ../nbs/08_baselines.ipynb #a5261ab9
+# %% ../nbs/08_baselines.ipynb #f63d9608
 @patch
 def progress_bar(self:LN,
     total, # steps
@@ -527,22 +551,33 @@ def progress_bar(self:LN,
     return tqdm(total=total, desc=f"solving {type(self).__name__}", disable=not is_shown)
 
 @patch
+def ridge_paths(self:LN,
+    windows, # a CellWindow for each cell
+    bar, # tqdm
+)->tuple: # weights (n_basis*pixels, localities, strengths) of each cell, scores (n_cells, localities, strengths)
+    "The filters of all cells for all localities and strengths"
+    each_function = torch.eye(len(self.linear.basis))
+    weights, scores = [], []
+    for window in windows:
+        penalties = [torch.kron(each_function, window.penalty(locality)) for locality in localities]
+        cell_weights, cell_scores = ridge_path(window.data(), penalties)
+        weights.append(cell_weights)
+        scores.append(cell_scores)
+        bar.update()
+    return weights, torch.stack(scores)
+
+@patch
 def fit_windows(self:LN,
     windows, # a CellWindow for each cell
-)->tuple: # scores (n_cells, localities, strengths), drives at the training and at the validation frames (frames, n_cells)
+)->tuple: # scores (n_cells, localities, strengths), drives at the training and the validation frames (frames, n_cells)
     "Find the filters and nonlinearities of all cells"
-    n_basis = len(self.linear.basis)
-    paths, drives = [], []
+    drives = []
     with self.progress_bar(2*len(windows)) as bar:
-        for window in windows:
-            penalties = [torch.kron(torch.eye(n_basis), window.penalty(locality)) for locality in localities]
-            paths.append(ridge_path(window.data(), penalties))
-            bar.update()
-        scores = torch.stack([scores for _, scores in paths])
-        for window, (weights, _), locality, strength in zip(windows, paths, *choose_penalty(scores)):
-            self.locality[window.cell] = localities[locality]
-            self.strength[window.cell] = strengths[strength]
-            drives.append(self.fit_cell(window, weights[:, locality, strength]))
+        weights, scores = self.ridge_paths(windows, bar)
+        for cell, locality, strength in zip(range(len(windows)), *choose_penalty(scores)):
+            self.locality[cell] = localities[locality]
+            self.strength[cell] = strengths[strength]
+            drives.append(self.fit_cell(windows[cell], weights[cell][:, locality, strength]))
             bar.update()
     train_drives, valid_drives = zip(*drives)
     return scores, torch.stack(train_drives, 1), torch.stack(valid_drives, 1)
@@ -555,11 +590,13 @@ def _check_frames(
 ):
     "The frames fit the model, or an InputError"
     if frames is None or not len(frames):
-        raise InputError(f"{name} frames: expected some, found none; split the recording into training and validation frames")
-    expected, shape = tuple(model.img_shape), (frames.history, *frames.stimulus.shape[1:])
-    if shape != expected:
-        raise InputError(f"{name} frames: expected windows of {expected} as in the model's img_shape, found {shape}")
+        raise InputError(f"{name} frames: expected some, found none; "
+                         "split the recording into training and validation frames")
+    shape = [frames.history, *frames.stimulus.shape[1:]]
     n_cells = frames.rates.shape[1]
+    if shape != list(model.img_shape):
+        raise InputError(f"{name} frames: expected windows of {tuple(model.img_shape)} as in the model's img_shape, "
+                         f"found {tuple(shape)}")
     if n_cells != model.n_units:
         raise InputError(f"{name} frames: expected {model.n_units} cells as in the model's n_units, found {n_cells}")
 
@@ -574,32 +611,43 @@ def _to_json(
 def rates_correlation(self:LN,
     movie, # Pooled
     drive, # at its frames, (frames, n_units)
-)->torch.Tensor: # (n_units,)
+)->list: # of each cell
     "Correlation of recorded and predicted rates"
     rates = torch.cat([self.output(piece) for piece in drive.split(8192)])
-    return correlation(movie.rates, rates)
+    return _to_json(correlation(movie.rates, rates))
+
+@patch
+def solve(self:LN,
+    windows, # a CellWindow for each cell
+)->dict: # one value a cell, and what there was to choose from
+    "Find the filters and nonlinearities of all cells, and say how well they predict"
+    scores, train_drive, valid_drive = self.fit_windows(windows)
+    train_movie, valid_movie, size = windows[0].train_movie, windows[0].valid_movie, self.linear.size
+    return dict(
+        locality=_to_json(self.locality),
+        strength=_to_json(self.strength),
+        center=[(size*(window.center + 0.5) - 0.5).tolist() for window in windows],  # pixels
+        train_corr=self.rates_correlation(train_movie, train_drive),
+        valid_corr=self.rates_correlation(valid_movie, valid_drive),
+        score=scores.tolist(), # (n_cells, localities, strengths)
+        localities=localities,
+        strengths=strengths)
 
 @patch
 @torch.no_grad()
 def initialise(self:LN,
     train, # Frames; a GLM learns spike history from their counts
     valid, # Frames; they choose locality and strength
-)->dict: # one value a cell: locality, strength, center (pixels), train_corr, valid_corr, score; and localities, strengths, seconds
-    "Find the filters and nonlinearities of all cells; returns what is known about them, ready to be written as JSON"
+)->dict: # ready for JSON, see `solve`; and the seconds it took
+    "Find the filters and nonlinearities of all cells, on the CPU"
     _check_frames(self, train, "training")
     _check_frames(self, valid, "validation")
-    began, device = time.perf_counter(), self.linear.bias.device
+    began = time.perf_counter()
+    device = self.linear.bias.device
     self.cpu()
-    windows = cell_windows(self.linear, train, valid)
-    scores, train_drive, valid_drive = self.fit_windows(windows)
-    train_corr = self.rates_correlation(windows[0].train_movie, train_drive)
-    valid_corr = self.rates_correlation(windows[0].valid_movie, valid_drive)
+    solution = self.solve(cell_windows(self.linear, train, valid))
     self.to(device)
-    size = self.linear.size
-    return dict(locality=_to_json(self.locality), strength=_to_json(self.strength),
-                center=[(size*(window.center + 0.5) - 0.5).tolist() for window in windows],
-                train_corr=_to_json(train_corr), valid_corr=_to_json(valid_corr), score=scores.tolist(),
-                localities=localities, strengths=strengths, seconds=time.perf_counter() - began)
+    return solution | dict(seconds=time.perf_counter() - began)
 
 # %% ../nbs/08_baselines.ipynb #1ac305d9
 class GainSoftplus(nn.Module):
@@ -614,7 +662,7 @@ class GainSoftplus(nn.Module):
     )->torch.Tensor: # rates, of the same shape
         return self.gain*F.softplus(drive)
 
-# %% ../nbs/08_baselines.ipynb #a8ea0d03
+# %% ../nbs/08_baselines.ipynb #4664e314
 def _poisson_loss(
     X, # features, (frames, n)
     y, # rates in units of the gain, (frames,)
@@ -631,6 +679,22 @@ def _poisson_loss(
     return loss, (X.T @ slope).double()/len(y) + pull, slope.mean(dtype=torch.float64).item()
 
 # %% ../nbs/08_baselines.ipynb #f09d0aad
+class _Whitened:
+    "Variables v = (Lᵀ w, √scale b) in which the loss curves alike in all directions"
+    def __init__(self,
+        L, # of the curvature with w, lower triangular, (n, n) float64
+        scale, # curvature with b
+    ):
+        self.L, self.root = L, scale.sqrt().item()
+    def to_v(self, w, b): return np.append(self.L.T @ w.double(), b*self.root)
+    def from_v(self, v):
+        w = torch.linalg.solve_triangular(self.L.T, torch.from_numpy(v[:-1, None]), upper=True)
+        return w[:, 0], v[-1]/self.root
+    def gradient(self, grad_w, grad_b):
+        grad_v = torch.linalg.solve_triangular(self.L, grad_w[:, None], upper=False)
+        return np.append(grad_v, grad_b/self.root)
+
+# %% ../nbs/08_baselines.ipynb #126d3001
 def poisson_fit(
     X, # features, (frames, n)
     y, # rates in units of the gain, (frames,)
@@ -641,21 +705,15 @@ def poisson_fit(
 )->tuple: # weights (n,) float64, bias
     "Maximum penalised Poisson likelihood of softplus(X w + b)"
     scale = 1/y.mean().double().clamp_min(0.01)
-    root = scale.sqrt().item()
     penalty = scale*penalty
-    L = torch.linalg.cholesky(scale*second + penalty + 1e-9*scale*torch.eye(len(second)))
-
-    def unpack(v):
-        w = torch.linalg.solve_triangular(L.T, torch.from_numpy(v[:-1, None]), upper=True)
-        return w[:, 0], v[-1]/root
+    curvature = scale*second + penalty + 1e-9*scale*torch.eye(len(second))
+    space = _Whitened(torch.linalg.cholesky(curvature), scale)
     def loss_and_gradient(v):
-        loss, grad_w, grad_b = _poisson_loss(X, y, penalty, *unpack(v))
-        grad_v = torch.linalg.solve_triangular(L, grad_w[:, None], upper=False)
-        return loss, np.append(grad_v, grad_b/root)
-
-    start = np.append(L.T @ w.double(), b*root)
-    found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=dict(maxcor=20, ftol=1e-7))
-    return unpack(found.x)
+        loss, grad_w, grad_b = _poisson_loss(X, y, penalty, *space.from_v(v))
+        return loss, space.gradient(grad_w, grad_b)
+    options = dict(maxcor=20, ftol=1e-7)
+    result = minimize(loss_and_gradient, space.to_v(w, b), jac=True, method="L-BFGS-B", options=options)
+    return space.from_v(result.x)
 
 # %% ../nbs/08_baselines.ipynb #9f11898c
 def recent_spikes(
@@ -688,8 +746,7 @@ class GLM(LN):
         self.joint = self.make_filters()
         self.register_buffer("spike_basis", cosine_basis(self.hyperparams["spike_history"], 8))
         sources = self.n_units if self.coupling else 1
-        unknown = torch.full((self.n_units, sources, len(self.spike_basis)), math.nan)
-        self.spike_weights = nn.Parameter(unknown, requires_grad=False)
+        self.spike_weights = _frozen(torch.full((self.n_units, sources, len(self.spike_basis)), math.nan))
 
     def spike_filters(self): return self.spike_weights @ self.spike_basis # (n_units, sources, spike_history)
 
@@ -703,7 +760,8 @@ class GLM(LN):
     )->torch.Tensor: # (batch, n_units)
         "What recorded spikes add to the drive"
         if not self.knows_spike_history:
-            raise InputError("spike history: expected a GLM that was solved with spike counts, found one without; solve it on a recording that has them")
+            raise InputError("spike history: expected a GLM that was solved with spike counts, found one without; "
+                             "solve it on a recording that has them")
         return torch.einsum("btj,njt->bn" if self.coupling else "btn,njt->bn", spikes, self.spike_filters())
 
     def with_history(self,
@@ -735,6 +793,18 @@ def poisson_path(
 _poisson_strengths = strengths[3:]
 
 @patch
+def near_basis(self:GLM,
+    window, # CellWindow
+    start, # the cell's filter from the ridge regression, (n_basis*pixels,)
+)->tuple: # from all features to these, (n_basis*pixels, n); their penalty, (n, n)
+    "The features near a cell's centre"
+    penalty = window.penalty(self.locality[window.cell].item())
+    near = penalty.diagonal() < 100*penalty.diagonal().min()
+    basis = self.low_rank_basis(start)
+    rank = basis.shape[1]//len(near)
+    return basis[:, near.repeat(rank)], torch.kron(torch.eye(rank), penalty[near][:, near])
+
+@patch
 def refine(self:GLM,
     window, # CellWindow
     data, # its FitData
@@ -742,22 +812,16 @@ def refine(self:GLM,
 )->tuple: # weights (n_basis*pixels,), bias
     "The filter of one cell by maximum likelihood, without and then with the spikes of the past"
     cell = window.cell
-    penalty = window.penalty(self.locality[cell].item())
-    near = penalty.diagonal() < 100*penalty.diagonal().min()        # weights further away stay 0
-    basis = self.low_rank_basis(start)
-    rank = basis.shape[1]//len(near)
-    basis = basis[:, near.repeat(rank)]
+    basis, penalty = self.near_basis(window, start)
     gain = 1.5*data.y.mean().clamp_min(1e-4)
     data = data.project(basis).in_units_of(gain)
-    penalty = torch.kron(torch.eye(rank), penalty[near][:, near])
     penalty = penalty*data.X.square().mean(0).mean(dtype=torch.float64).clamp_min(1e-12)
-    mean_rate_bias = math.log(math.expm1(1/1.5))                    # its softplus is the mean rate over the gain
     penalties = [strength*penalty for strength in _poisson_strengths]
-    w, b, number = poisson_path(data, penalties, torch.zeros(len(penalty)), mean_rate_bias)
+    mean_rate = math.log(math.expm1(1/1.5))                         # the bias whose softplus is the mean rate
+    w, b, number = poisson_path(data, penalties, torch.zeros(len(penalty)), mean_rate)
     self.strength[cell] = _poisson_strengths[number]
     self.output.gain[cell] = gain
-    if window.train_movie.frames.counts is not None:
-        self.fit_spike_history(window, basis, data, self.strength[cell]*penalty, w, b)
+    self.fit_spike_history(window, basis, data, self.strength[cell]*penalty, w, b)
     return basis @ w.float(), b
 
 # %% ../nbs/08_baselines.ipynb #dfb2d793
@@ -766,7 +830,7 @@ def spike_features(self:GLM,
     cell, # its number
     movie, # Pooled
 )->torch.Tensor: # (frames, sources*8)
-    "What the functions of the past see before each frame: the cell's own spikes, or with coupling those of all"
+    "What the functions of the past see before each frame, in the cell's own spikes or with coupling in those of all"
     frames, pieces = movie.frames, []
     sources = frames.counts if self.coupling else frames.counts[:, cell:cell + 1]
     for index in movie.index.split(4096):
@@ -781,11 +845,32 @@ def spike_targets(self:GLM,
 )->torch.Tensor: # (frames,)
     "The spike counts as rates in units of the gain"
     frames = movie.frames
-    rate_of_spike = len(frames)/frames.exposure                     # in the unit of the rates: hz, or 1 where they are counts
+    rate_of_spike = len(frames)/frames.exposure                     # hz, or 1 where rates are counts
     counts = torch.from_numpy(frames.counts)[movie.index, cell]
     return counts*rate_of_spike/self.output.gain[cell]
 
-# %% ../nbs/08_baselines.ipynb #ff7a3d3f
+# %% ../nbs/08_baselines.ipynb #744a3580
+@patch
+def with_spikes(self:GLM,
+    window, # CellWindow
+    data, # FitData
+)->FitData: # spike features beside its own, and spike counts for its rates
+    "What stimulus and spike history are fitted to together"
+    cell, train, valid = window.cell, window.train_movie, window.valid_movie
+    return FitData(X=torch.cat([data.X, self.spike_features(cell, train)], 1),
+                   y=self.spike_targets(cell, train),
+                   X_valid=torch.cat([data.X_valid, self.spike_features(cell, valid)], 1),
+                   y_valid=self.spike_targets(cell, valid))
+
+def _past_penalties(
+    penalty, # on the weights of the stimulus, (n, n)
+    past, # spike features, (frames, m)
+)->list: # from strong to weak, (n + m, n + m) each
+    "The same penalty on the stimulus, and a ridge on the past"
+    mean_square = past.square().mean().double().clamp_min(1e-12)
+    on_past = mean_square*torch.eye(past.shape[1])
+    return [torch.block_diag(penalty, strength*on_past) for strength in (1, 0.1, 0.01)]
+
 @patch
 def fit_spike_history(self:GLM,
     window, # CellWindow
@@ -795,18 +880,15 @@ def fit_spike_history(self:GLM,
     w, # their weights without history, (n,)
     b, # bias without history
 ):
-    "Stimulus and spike history of one cell together, from the spike counts"
-    cell, train, valid = window.cell, window.train_movie, window.valid_movie
-    past, past_valid = self.spike_features(cell, train), self.spike_features(cell, valid)
-    data = FitData(torch.cat([data.X, past], 1), self.spike_targets(cell, train),
-                   torch.cat([data.X_valid, past_valid], 1), self.spike_targets(cell, valid))
-    n, n_past = len(penalty), past.shape[1]
-    past_penalty = past.square().mean().double().clamp_min(1e-12)*torch.eye(n_past, dtype=torch.float64)
-    penalties = [torch.block_diag(penalty, strength*past_penalty) for strength in (1, 0.1, 0.01)]
-    w, b, _ = poisson_path(data, penalties, torch.cat([w, torch.zeros(n_past)]), b)
+    "Stimulus and spike history of one cell together, where there are spike counts"
+    if window.train_movie.frames.counts is None: return
+    data, n = self.with_spikes(window, data), len(w)
+    past = data.X[:, n:]
+    no_past = torch.zeros(past.shape[1])
+    w, b, _ = poisson_path(data, _past_penalties(penalty, past), torch.cat([w, no_past]), b)
     weights = (basis @ w[:n].float()).view(len(self.joint.basis), -1)
-    self.joint.set_filter(cell, weights, b, window.corner, train.shift)
-    self.spike_weights[cell] = w[n:].float().view(-1, len(self.spike_basis))
+    self.joint.set_filter(window.cell, weights, b, window.corner, window.train_movie.shift)
+    self.spike_weights[window.cell] = w[n:].float().view(-1, len(self.spike_basis))
 
 # %% ../nbs/08_baselines.ipynb #38550d19
 @patch
@@ -819,11 +901,10 @@ def predict_with_history(self:GLM,
     counts = torch.as_tensor(counts, dtype=torch.float32)
     expected = (len(frames.stimulus), self.n_units)
     if counts.shape != expected:
-        raise InputError(f"counts: expected {expected} for {expected[0]} frames and {expected[1]} cells, found {tuple(counts.shape)}")
-    device, length = self.spike_basis.device, self.spike_basis.shape[1]
-    drives = []
+        raise InputError(f"counts: expected (frames, cells) = {expected}, found {tuple(counts.shape)}")
+    drives, device = [], self.spike_basis.device
     for index in torch.from_numpy(frames.index).split(4096):
-        spikes = recent_spikes(counts, index, length, frames.blocks)
+        spikes = recent_spikes(counts, index, self.spike_basis.shape[1], frames.blocks)
         drives.append(self.past(spikes.to(device)))
     stimulus_drive = self.joint.stream(Pooled(frames, self.joint.size)).to(device)
     return self.output(stimulus_drive + torch.cat(drives)).cpu()
