@@ -97,21 +97,23 @@ class Pooled:
         self.shift = like.shift if like else self.movie.mean().item()
         self.movie -= self.shift
 
-    def window(self,
-        basis, # (n_basis, history)
-        corner=(0, 0), # (row, column) of the window's first pixel
-        shape=None, # its (height, width); None for the whole frame
-    )->torch.Tensor: # (frames, n_basis*pixels) float32
-        "Features of a window of the movie, all frames together"
-        row, col = corner
-        height, width = shape or self.movie.shape[1:]
-        cut = self.movie[:, row:row + height, col:col + width]
-        X = torch.empty(len(self.index), len(basis)*height*width)
-        done = 0
-        for piece in features(cut, basis, self.index):
-            X[done:done + len(piece)] = piece
-            done += len(piece)
-        return X
+# %% ../nbs/08_baselines.ipynb #99f38947
+@patch
+def window(self:Pooled,
+    basis, # (n_basis, history)
+    corner=(0, 0), # (row, column) of the window's first pixel
+    shape=None, # its (height, width); None for the whole frame
+)->torch.Tensor: # (frames, n_basis*pixels) float32
+    "Features of a window of the movie, all frames together"
+    row, col = corner
+    height, width = shape or self.movie.shape[1:]
+    cut = self.movie[:, row:row + height, col:col + width]
+    X = torch.empty(len(self.index), len(basis)*height*width)
+    done = 0
+    for piece in features(cut, basis, self.index):
+        X[done:done + len(piece)] = piece
+        done += len(piece)
+    return X
 
 # %% ../nbs/08_baselines.ipynb #5eef2d68
 def covariances(
@@ -152,6 +154,7 @@ def _squared_differences(
     differences = torch.eye(n, dtype=torch.float64).diff(dim=0)
     return differences.T @ differences
 
+# %% ../nbs/08_baselines.ipynb #7465a1ca
 def smooth_and_local(
     shape, # (height, width) of the window, pooled pixels
     center, # (row, column) of the cell in the window
@@ -201,6 +204,7 @@ def _frozen(
     "A parameter that is solved for rather than trained"
     return nn.Parameter(tensor, requires_grad=False)
 
+# %% ../nbs/08_baselines.ipynb #0ced04ea
 class Filters(nn.Module):
     "A linear filter a cell: sums of time × space, each inside a window of the pooled frame"
     def __init__(self,
@@ -223,19 +227,23 @@ class Filters(nn.Module):
         self.space = _frozen(torch.zeros(n_units, self.rank, *self.window))
         self.bias = _frozen(torch.zeros(n_units))
 
-    def pooled(self):
-        "The filters on the pooled frame, (n_units, history, height, width), newest frame last"
-        in_window = torch.einsum("nrk,kt,nryx->ntyx", self.time, self.basis, self.space)
-        in_frame = in_window.new_zeros(*in_window.shape[:2], *self.frame)
-        height, width = self.window
-        for cell, (row, col) in enumerate(self.corner.tolist()):
-            in_frame[cell, :, row:row + height, col:col + width] = in_window[cell]
-        return in_frame
+# %% ../nbs/08_baselines.ipynb #d968edb5
+@patch
+def pooled(self:Filters)->torch.Tensor: # (n_units, history, height, width), newest frame last
+    "The filters on the pooled frame"
+    in_window = torch.einsum("nrk,kt,nryx->ntyx", self.time, self.basis, self.space)
+    in_frame = in_window.new_zeros(*in_window.shape[:2], *self.frame)
+    height, width = self.window
+    for cell, (row, col) in enumerate(self.corner.tolist()):
+        in_frame[cell, :, row:row + height, col:col + width] = in_window[cell]
+    return in_frame
 
-    def forward(self,
-        x, # scaled windows, (batch, history, height, width)
-    )->torch.Tensor: # drives, (batch, n_units)
-        return pool(x, self.size).flatten(1) @ self.pooled().flatten(1).T + self.bias
+@patch
+def forward(self:Filters,
+    x, # scaled windows, (batch, history, height, width)
+)->torch.Tensor: # drives, (batch, n_units)
+    "The drive at the newest frame of each window"
+    return pool(x, self.size).flatten(1) @ self.pooled().flatten(1).T + self.bias
 
 # %% ../nbs/08_baselines.ipynb #0ceb48e1
 @patch
@@ -281,6 +289,7 @@ def _ramps(
     constant = torch.ones_like(above[..., :1])
     return torch.cat([constant, above[..., :-1].clamp(max=1), above[..., -1:]], -1)
 
+# %% ../nbs/08_baselines.ipynb #7e3139d0
 class Ramps(nn.Module):
     "A rising nonlinearity for each cell: a sum of ramps with non-negative heights"
     quantiles = [0, .25, .5, .75, .875, .94, .97, .985, .9925, .996, .998, .999] # of the drive, where the knots are
@@ -303,6 +312,7 @@ def _group_means(
     "Mean over the frames of each group"
     return torch.stack([values[group].double().mean(0) for group in groups]).numpy()
 
+# %% ../nbs/08_baselines.ipynb #8e020bb3
 def _most_likely_heights(
     basis, # what each ramp is in each group of frames, (groups, n)
     target, # rates, (groups,)
@@ -329,6 +339,7 @@ def spread_knots(self:Ramps,
     gap = max(1e-5*np.ptp(knots), 1e-4*np.abs(knots).max(), 1e-6)
     return torch.from_numpy(knots + gap*np.arange(len(knots))).float()
 
+# %% ../nbs/08_baselines.ipynb #b787f731
 @patch
 def fit(self:Ramps,
     cell, # its number
@@ -387,15 +398,6 @@ class LN(RateModel):
         x, # scaled windows, (batch, history, height, width)
     )->torch.Tensor: # (batch, n_units)
         return self.linear(self.check_input(x))
-
-    @torch.no_grad()
-    def predict_movie(self,
-        frames, # Frames: where to predict
-        batch_size=128, # not needed, as the movie streams
-    )->torch.Tensor: # rates, (frames, n_units) Hz, on the CPU
-        "What `forward` says at all frames, much faster, as windows share their work"
-        drive = self.linear.stream(Pooled(frames, self.linear.size))
-        return self.output(drive.to(self.linear.bias.device)).cpu()
 
 # %% ../nbs/08_baselines.ipynb #2faf16db
 class FitData(NamedTuple):
@@ -529,6 +531,7 @@ def refine(self:LN,
     self.output.fit(cell, drive + bias, data.y)
     return weights, bias
 
+# %% ../nbs/08_baselines.ipynb #6745199a
 @patch
 def fit_cell(self:LN,
     window, # CellWindow
@@ -550,6 +553,7 @@ def progress_bar(self:LN,
     is_shown = self.progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     return tqdm(total=total, desc=f"solving {type(self).__name__}", disable=not is_shown)
 
+# %% ../nbs/08_baselines.ipynb #9984a2c0
 @patch
 def ridge_paths(self:LN,
     windows, # a CellWindow for each cell
@@ -566,6 +570,7 @@ def ridge_paths(self:LN,
         bar.update()
     return weights, torch.stack(scores)
 
+# %% ../nbs/08_baselines.ipynb #01201faf
 @patch
 def fit_windows(self:LN,
     windows, # a CellWindow for each cell
@@ -600,6 +605,7 @@ def _check_frames(
     if n_cells != model.n_units:
         raise InputError(f"{name} frames: expected {model.n_units} cells as in the model's n_units, found {n_cells}")
 
+# %% ../nbs/08_baselines.ipynb #5ffc8fd9
 def _to_json(
     values, # one a cell
 )->list: # rounded, None for NaN
@@ -616,6 +622,7 @@ def rates_correlation(self:LN,
     rates = torch.cat([self.output(piece) for piece in drive.split(8192)])
     return _to_json(correlation(movie.rates, rates))
 
+# %% ../nbs/08_baselines.ipynb #3bf1abc8
 @patch
 def solve(self:LN,
     windows, # a CellWindow for each cell
@@ -633,6 +640,7 @@ def solve(self:LN,
         localities=localities,
         strengths=strengths)
 
+# %% ../nbs/08_baselines.ipynb #c5c43026
 @patch
 @torch.no_grad()
 def initialise(self:LN,
@@ -648,6 +656,17 @@ def initialise(self:LN,
     solution = self.solve(cell_windows(self.linear, train, valid))
     self.to(device)
     return solution | dict(seconds=time.perf_counter() - began)
+
+# %% ../nbs/08_baselines.ipynb #cf7eb83e
+@patch
+@torch.no_grad()
+def predict_movie(self:LN,
+    frames, # Frames: where to predict
+    batch_size=128, # not needed, as the movie streams
+)->torch.Tensor: # rates, (frames, n_units) Hz, on the CPU
+    "What `forward` says at all frames, much faster, as windows share their work"
+    drive = self.linear.stream(Pooled(frames, self.linear.size))
+    return self.output(drive.to(self.linear.bias.device)).cpu()
 
 # %% ../nbs/08_baselines.ipynb #1ac305d9
 class GainSoftplus(nn.Module):
@@ -755,21 +774,25 @@ class GLM(LN):
         "Was it solved on a recording that has spike counts?"
         return not self.spike_weights.isnan().any().item()
 
-    def past(self,
-        spikes, # recorded counts of the frames before the newest, (batch, spike_history, n_units)
-    )->torch.Tensor: # (batch, n_units)
-        "What recorded spikes add to the drive"
-        if not self.knows_spike_history:
-            raise InputError("spike history: expected a GLM that was solved with spike counts, found one without; "
-                             "solve it on a recording that has them")
-        return torch.einsum("btj,njt->bn" if self.coupling else "btn,njt->bn", spikes, self.spike_filters())
+# %% ../nbs/08_baselines.ipynb #320a6e1a
+@patch
+def past(self:GLM,
+    spikes, # recorded counts of the frames before the newest, (batch, spike_history, n_units)
+)->torch.Tensor: # (batch, n_units)
+    "What recorded spikes add to the drive"
+    if not self.knows_spike_history:
+        raise InputError("spike history: expected a GLM that was solved with spike counts, found one without; "
+                         "solve it on a recording that has them")
+    sources = "btj" if self.coupling else "btn"
+    return torch.einsum(f"{sources},njt->bn", spikes, self.spike_filters())
 
-    def with_history(self,
-        x, # scaled windows, (batch, history, height, width)
-        spikes, # recorded counts of the frames before the newest, (batch, spike_history, n_units)
-    )->torch.Tensor: # rates (batch, n_units) Hz
-        "Predict the rates of the newest frames, knowing the spikes before them"
-        return self.output(self.joint(self.check_input(x)) + self.past(spikes))
+@patch
+def with_history(self:GLM,
+    x, # scaled windows, (batch, history, height, width)
+    spikes, # recorded counts of the frames before the newest, (batch, spike_history, n_units)
+)->torch.Tensor: # rates (batch, n_units) Hz
+    "Predict the rates of the newest frames, knowing the spikes before them"
+    return self.output(self.joint(self.check_input(x)) + self.past(spikes))
 
 # %% ../nbs/08_baselines.ipynb #5d37f7ee
 def poisson_path(
@@ -804,6 +827,7 @@ def near_basis(self:GLM,
     rank = basis.shape[1]//len(near)
     return basis[:, near.repeat(rank)], torch.kron(torch.eye(rank), penalty[near][:, near])
 
+# %% ../nbs/08_baselines.ipynb #5dc147e9
 @patch
 def refine(self:GLM,
     window, # CellWindow
@@ -838,6 +862,7 @@ def spike_features(self:GLM,
         pieces.append(torch.einsum("btj,kt->bjk", spikes, self.spike_basis).flatten(1))
     return torch.cat(pieces)
 
+# %% ../nbs/08_baselines.ipynb #983699b3
 @patch
 def spike_targets(self:GLM,
     cell, # its number
@@ -862,15 +887,17 @@ def with_spikes(self:GLM,
                    X_valid=torch.cat([data.X_valid, self.spike_features(cell, valid)], 1),
                    y_valid=self.spike_targets(cell, valid))
 
+# %% ../nbs/08_baselines.ipynb #f0b712dd
 def _past_penalties(
     penalty, # on the weights of the stimulus, (n, n)
     past, # spike features, (frames, m)
 )->list: # from strong to weak, (n + m, n + m) each
     "The same penalty on the stimulus, and a ridge on the past"
     mean_square = past.square().mean().double().clamp_min(1e-12)
-    on_past = mean_square*torch.eye(past.shape[1])
+    on_past = mean_square*torch.eye(past.shape[1], dtype=torch.float64)
     return [torch.block_diag(penalty, strength*on_past) for strength in (1, 0.1, 0.01)]
 
+# %% ../nbs/08_baselines.ipynb #90a20ab4
 @patch
 def fit_spike_history(self:GLM,
     window, # CellWindow
