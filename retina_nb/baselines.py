@@ -97,7 +97,7 @@ class Pooled:
         self.shift = like.shift if like else self.movie.mean().item()
         self.movie -= self.shift
 
-# %% ../nbs/08_baselines.ipynb #99f38947
+# %% ../nbs/08_baselines.ipynb #b93a9b84
 @patch
 def window(self:Pooled,
     basis, # (n_basis, history)
@@ -154,7 +154,7 @@ def _squared_differences(
     differences = torch.eye(n, dtype=torch.float64).diff(dim=0)
     return differences.T @ differences
 
-# %% ../nbs/08_baselines.ipynb #7465a1ca
+# %% ../nbs/08_baselines.ipynb #3aa1ae00
 def smooth_and_local(
     shape, # (height, width) of the window, pooled pixels
     center, # (row, column) of the cell in the window
@@ -204,7 +204,7 @@ def _frozen(
     "A parameter that is solved for rather than trained"
     return nn.Parameter(tensor, requires_grad=False)
 
-# %% ../nbs/08_baselines.ipynb #0ced04ea
+# %% ../nbs/08_baselines.ipynb #fc573a31
 class Filters(nn.Module):
     "A linear filter a cell: sums of time × space, each inside a window of the pooled frame"
     def __init__(self,
@@ -227,7 +227,7 @@ class Filters(nn.Module):
         self.space = _frozen(torch.zeros(n_units, self.rank, *self.window))
         self.bias = _frozen(torch.zeros(n_units))
 
-# %% ../nbs/08_baselines.ipynb #d968edb5
+# %% ../nbs/08_baselines.ipynb #228d3864
 @patch
 def pooled(self:Filters)->torch.Tensor: # (n_units, history, height, width), newest frame last
     "The filters on the pooled frame"
@@ -289,7 +289,7 @@ def _ramps(
     constant = torch.ones_like(above[..., :1])
     return torch.cat([constant, above[..., :-1].clamp(max=1), above[..., -1:]], -1)
 
-# %% ../nbs/08_baselines.ipynb #7e3139d0
+# %% ../nbs/08_baselines.ipynb #7d4773da
 class Ramps(nn.Module):
     "A rising nonlinearity for each cell: a sum of ramps with non-negative heights"
     quantiles = [0, .25, .5, .75, .875, .94, .97, .985, .9925, .996, .998, .999] # of the drive, where the knots are
@@ -312,7 +312,7 @@ def _group_means(
     "Mean over the frames of each group"
     return torch.stack([values[group].double().mean(0) for group in groups]).numpy()
 
-# %% ../nbs/08_baselines.ipynb #8e020bb3
+# %% ../nbs/08_baselines.ipynb #e2ceb67e
 def _most_likely_heights(
     basis, # what each ramp is in each group of frames, (groups, n)
     target, # rates, (groups,)
@@ -339,7 +339,7 @@ def spread_knots(self:Ramps,
     gap = max(1e-5*np.ptp(knots), 1e-4*np.abs(knots).max(), 1e-6)
     return torch.from_numpy(knots + gap*np.arange(len(knots))).float()
 
-# %% ../nbs/08_baselines.ipynb #b787f731
+# %% ../nbs/08_baselines.ipynb #3fe6e83f
 @patch
 def fit(self:Ramps,
     cell, # its number
@@ -531,7 +531,7 @@ def refine(self:LN,
     self.output.fit(cell, drive + bias, data.y)
     return weights, bias
 
-# %% ../nbs/08_baselines.ipynb #6745199a
+# %% ../nbs/08_baselines.ipynb #7e9c6482
 @patch
 def fit_cell(self:LN,
     window, # CellWindow
@@ -553,7 +553,7 @@ def progress_bar(self:LN,
     is_shown = self.progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     return tqdm(total=total, desc=f"solving {type(self).__name__}", disable=not is_shown)
 
-# %% ../nbs/08_baselines.ipynb #9984a2c0
+# %% ../nbs/08_baselines.ipynb #07fec586
 @patch
 def ridge_paths(self:LN,
     windows, # a CellWindow for each cell
@@ -570,7 +570,7 @@ def ridge_paths(self:LN,
         bar.update()
     return weights, torch.stack(scores)
 
-# %% ../nbs/08_baselines.ipynb #01201faf
+# %% ../nbs/08_baselines.ipynb #7a9f6f01
 @patch
 def fit_windows(self:LN,
     windows, # a CellWindow for each cell
@@ -605,7 +605,7 @@ def _check_frames(
     if n_cells != model.n_units:
         raise InputError(f"{name} frames: expected {model.n_units} cells as in the model's n_units, found {n_cells}")
 
-# %% ../nbs/08_baselines.ipynb #5ffc8fd9
+# %% ../nbs/08_baselines.ipynb #dc0e8b3e
 def _to_json(
     values, # one a cell
 )->list: # rounded, None for NaN
@@ -622,7 +622,7 @@ def rates_correlation(self:LN,
     rates = torch.cat([self.output(piece) for piece in drive.split(8192)])
     return _to_json(correlation(movie.rates, rates))
 
-# %% ../nbs/08_baselines.ipynb #3bf1abc8
+# %% ../nbs/08_baselines.ipynb #b5837629
 @patch
 def solve(self:LN,
     windows, # a CellWindow for each cell
@@ -640,7 +640,7 @@ def solve(self:LN,
         localities=localities,
         strengths=strengths)
 
-# %% ../nbs/08_baselines.ipynb #c5c43026
+# %% ../nbs/08_baselines.ipynb #f04dec84
 @patch
 @torch.no_grad()
 def initialise(self:LN,
@@ -657,7 +657,7 @@ def initialise(self:LN,
     self.to(device)
     return solution | dict(seconds=time.perf_counter() - began)
 
-# %% ../nbs/08_baselines.ipynb #cf7eb83e
+# %% ../nbs/08_baselines.ipynb #b913c30a
 @patch
 @torch.no_grad()
 def predict_movie(self:LN,
@@ -774,7 +774,7 @@ class GLM(LN):
         "Was it solved on a recording that has spike counts?"
         return not self.spike_weights.isnan().any().item()
 
-# %% ../nbs/08_baselines.ipynb #320a6e1a
+# %% ../nbs/08_baselines.ipynb #374c3276
 @patch
 def past(self:GLM,
     spikes, # recorded counts of the frames before the newest, (batch, spike_history, n_units)
@@ -827,7 +827,7 @@ def near_basis(self:GLM,
     rank = basis.shape[1]//len(near)
     return basis[:, near.repeat(rank)], torch.kron(torch.eye(rank), penalty[near][:, near])
 
-# %% ../nbs/08_baselines.ipynb #5dc147e9
+# %% ../nbs/08_baselines.ipynb #4a3554be
 @patch
 def refine(self:GLM,
     window, # CellWindow
@@ -862,7 +862,7 @@ def spike_features(self:GLM,
         pieces.append(torch.einsum("btj,kt->bjk", spikes, self.spike_basis).flatten(1))
     return torch.cat(pieces)
 
-# %% ../nbs/08_baselines.ipynb #983699b3
+# %% ../nbs/08_baselines.ipynb #699bcd61
 @patch
 def spike_targets(self:GLM,
     cell, # its number
@@ -887,7 +887,7 @@ def with_spikes(self:GLM,
                    X_valid=torch.cat([data.X_valid, self.spike_features(cell, valid)], 1),
                    y_valid=self.spike_targets(cell, valid))
 
-# %% ../nbs/08_baselines.ipynb #f0b712dd
+# %% ../nbs/08_baselines.ipynb #b732cd67
 def _past_penalties(
     penalty, # on the weights of the stimulus, (n, n)
     past, # spike features, (frames, m)
@@ -897,7 +897,7 @@ def _past_penalties(
     on_past = mean_square*torch.eye(past.shape[1], dtype=torch.float64)
     return [torch.block_diag(penalty, strength*on_past) for strength in (1, 0.1, 0.01)]
 
-# %% ../nbs/08_baselines.ipynb #90a20ab4
+# %% ../nbs/08_baselines.ipynb #42455c46
 @patch
 def fit_spike_history(self:GLM,
     window, # CellWindow
