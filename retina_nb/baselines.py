@@ -155,17 +155,22 @@ def _squared_differences(
     return differences.T @ differences
 
 # %% ../nbs/08_baselines.ipynb #3aa1ae00
+def _distance2(
+    shape, # (height, width)
+    center, # (row, column)
+)->torch.Tensor: # (height, width) float64
+    "Squared distance of each pixel from a place"
+    y, x = (torch.arange(n, dtype=torch.float64) - c for n, c in zip(shape, center))
+    return y[:, None]**2 + x**2
+
 def smooth_and_local(
     shape, # (height, width) of the window, pooled pixels
     center, # (row, column) of the cell in the window
     locality, # width of the envelope, pooled pixels
 )->torch.Tensor: # (pixels, pixels) float64
     "The penalty of a smooth receptive field around a centre"
-    (height, width), (row, col) = shape, center
-    y = torch.arange(height, dtype=torch.float64) - row
-    x = torch.arange(width, dtype=torch.float64) - col
-    distance2 = y[:, None]**2 + x**2
-    far = torch.exp(distance2/(4*locality**2)).clamp(max=1e3).flatten()
+    height, width = shape
+    far = torch.exp(_distance2(shape, center)/(4*locality**2)).clamp(max=1e3).flatten()
     down = torch.kron(_squared_differences(height), torch.eye(width))
     across = torch.kron(torch.eye(height), _squared_differences(width))
     return far[:, None]*(torch.eye(height*width) + down + across)*far
@@ -176,9 +181,9 @@ def _center_of_peak(
 )->torch.Tensor: # (n, 2) row and column, float64
     "Centre of mass of the 3 × 3 pixels that are highest together"
     shape = maps.shape[1:]
-    blurred = F.avg_pool2d(maps[:, None], 3, 1, 1)[:, 0]
-    peak = torch.stack(torch.unravel_index(blurred.flatten(1).argmax(1), shape), 1)
-    places = torch.cartesian_prod(*(torch.arange(n).double() for n in shape)).view(*shape, 2)
+    blurred = F.avg_pool2d(maps[:, None], 3, 1, 1).flatten(1)
+    peak = torch.stack(torch.unravel_index(blurred.argmax(1), shape), 1)
+    places = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij"), -1).double()
     is_near = (places - peak[:, None, None]).abs().amax(-1) <= 1
     mass = is_near*maps + 1e-30
     return torch.einsum("nyx,yxk->nk", mass, places)/mass.sum((1, 2))[:, None]
@@ -511,6 +516,21 @@ def low_rank_basis(self:LN,
     pixels = torch.eye(len(weights)//n_basis)
     return torch.einsum("kr,pq->kprq", u[:, :rank], pixels).reshape(len(weights), -1)
 
+# %% ../nbs/08_baselines.ipynb #46738039
+@patch
+def reduce_rank(self:LN,
+    window, # CellWindow
+    data, # its FitData
+    start, # the cell's filter from the path, (n_basis*pixels,)
+)->torch.Tensor: # (n_basis*pixels,)
+    "The filter at the wanted rank: the best functions of time, and images found again"
+    if self.linear.rank == len(self.linear.basis): return start
+    basis = self.low_rank_basis(start)
+    G, c = covariances(data.X @ basis, data.y[:, None])
+    penalty = window.penalty(self.locality[window.cell].item())
+    penalty = torch.kron(torch.eye(len(G)//len(penalty)), penalty)
+    return basis @ ridge(G, c, penalty, self.strength[window.cell])[:, 0].float()
+
 # %% ../nbs/08_baselines.ipynb #6c0705f9
 @patch
 def refine(self:LN,
@@ -519,16 +539,10 @@ def refine(self:LN,
     start, # the cell's filter from the path, (n_basis*pixels,)
 )->tuple: # weights (n_basis*pixels,), bias
     "Reduce the filter of one cell to the wanted rank, and find its nonlinearity"
-    cell, weights = window.cell, start
-    if self.linear.rank < len(self.linear.basis):
-        basis = self.low_rank_basis(start)
-        G, c = covariances(data.X @ basis, data.y[:, None])
-        penalty = window.penalty(self.locality[cell].item())
-        penalty = torch.kron(torch.eye(len(G)//len(penalty)), penalty)
-        weights = basis @ ridge(G, c, penalty, self.strength[cell])[:, 0].float()
+    weights = self.reduce_rank(window, data, start)
     drive = data.X @ weights
     bias = data.y.mean() - drive.mean()
-    self.output.fit(cell, drive + bias, data.y)
+    self.output.fit(window.cell, drive + bias, data.y)
     return weights, bias
 
 # %% ../nbs/08_baselines.ipynb #7e9c6482
@@ -918,6 +932,17 @@ def fit_spike_history(self:GLM,
     self.spike_weights[window.cell] = w[n:].float().view(-1, len(self.spike_basis))
 
 # %% ../nbs/08_baselines.ipynb #38550d19
+def _check_counts(
+    counts, # of a movie, (time, n_cells)
+    frames, # Frames
+    n_units, # number of cells
+)->torch.Tensor: # float32
+    "The counts fit movie and model, or an InputError"
+    counts = torch.as_tensor(counts, dtype=torch.float32)
+    expected = (len(frames.stimulus), n_units)
+    if counts.shape == expected: return counts
+    raise InputError(f"counts: expected (frames, cells) = {expected}, found {tuple(counts.shape)}")
+
 @patch
 @torch.no_grad()
 def predict_with_history(self:GLM,
@@ -925,10 +950,7 @@ def predict_with_history(self:GLM,
     counts, # recorded spikes in each frame of their movie, (time, n_units)
 )->torch.Tensor: # (frames, n_units) Hz, on the CPU
     "What `with_history` says at all frames, knowing the recorded spikes before each of them"
-    counts = torch.as_tensor(counts, dtype=torch.float32)
-    expected = (len(frames.stimulus), self.n_units)
-    if counts.shape != expected:
-        raise InputError(f"counts: expected (frames, cells) = {expected}, found {tuple(counts.shape)}")
+    counts = _check_counts(counts, frames, self.n_units)
     drives, device = [], self.spike_basis.device
     for index in torch.from_numpy(frames.index).split(4096):
         spikes = recent_spikes(counts, index, self.spike_basis.shape[1], frames.blocks)
