@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['localities', 'strengths', 'cosine_basis', 'pool', 'features', 'Pooled', 'covariances', 'ridge', 'smooth_and_local',
-           'find_centers', 'Filters', 'Ramps', 'ramps', 'fit_heights', 'LN', 'correlation', 'ridge_path', 'choose',
-           'check_frames', 'GainSoftplus', 'log_softplus', 'poisson_fit', 'recent_spikes', 'GLM', 'poisson_path']
+           'find_centers', 'Filters', 'Ramps', 'LN', 'FitData', 'CellWindow', 'cell_windows', 'correlation',
+           'ridge_path', 'choose_penalty', 'GainSoftplus', 'poisson_fit', 'recent_spikes', 'GLM', 'poisson_path']
 
 # %% ../nbs/08_baselines.ipynb #7319e2bc
-import copy, math, time
+import math, sys, time
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,28 +20,34 @@ from scipy.optimize import minimize
 from torch import nn
 from tqdm import tqdm
 
+from .bncnn import RateModel, boolean, log_softplus, optional, positive_int
 from .data import InputError
 
 # %% ../nbs/08_baselines.ipynb #41197e35
 def cosine_basis(
     length, # frames, the newest last
     n, # functions, at most `length`
-) -> torch.Tensor: # (n, length) float32, orthonormal rows
+)->torch.Tensor: # (n, length) float32, orthonormal rows
     "Raised cosines on a logarithmic time axis, narrow for the newest frames, made orthonormal"
     if n >= length: return torch.eye(length)
-    if n == 1: return torch.full((1, length), length**-.5)
-    t = torch.log(torch.arange(length).double() + 3)
-    peaks = torch.linspace(t[0], math.log(.8*length + 3), n, dtype=torch.float64)
-    bumps = (1 + torch.cos(((t - peaks[:, None])/(peaks[1] - peaks[0])*math.pi/2).clamp(-math.pi, math.pi)))/2
-    return torch.linalg.qr(bumps.T)[0].T.flip(1).float().contiguous()
+    if n == 1: return torch.full((1, length), length**-0.5)
+    log_age = torch.log(torch.arange(length).double() + 3)     # of each frame, the newest first
+    peaks = torch.linspace(log_age[0], math.log(0.8*length + 3), n, dtype=torch.float64)
+    phase = (log_age - peaks[:, None])/(peaks[1] - peaks[0])*math.pi/2
+    bumps = (1 + phase.clamp(-math.pi, math.pi).cos())/2       # (n, length)
+    orthonormal, _ = torch.linalg.qr(bumps.T)
+    return orthonormal.T.flip(1).float().contiguous()
 
 # %% ../nbs/08_baselines.ipynb #41cd359c
 def pool(
     frames, # (..., height, width)
     size, # pixels along the side of a pooled pixel
-) -> torch.Tensor: # (..., height/size, width/size), rounded up
+)->torch.Tensor: # (..., height/size, width/size), rounded up
     "Mean over squares of pixels; those at the border may be smaller"
-    return F.avg_pool2d(frames.flatten(0, -3), size, ceil_mode=True, count_include_pad=False).unflatten(0, frames.shape[:-2]) if size > 1 else frames
+    if size == 1: return frames
+    images = frames.flatten(0, -3)
+    pooled = F.avg_pool2d(images, size, ceil_mode=True, count_include_pad=False)
+    return pooled.unflatten(0, frames.shape[:-2])
 
 # %% ../nbs/08_baselines.ipynb #41d5f685
 def features(
@@ -48,14 +56,28 @@ def features(
     index, # sorted frame numbers
     chunk=1024, # frames at a time
 ): # yields (frames, n_basis*height*width)
-    "What each basis function sees in each pixel just before the frames of index, a stretch of the movie at a time"
+    "What each basis function sees in each pixel up to the frames of index, a stretch of the movie at a time"
     history = basis.shape[1]
     for start in range(0, len(movie), chunk):
-        here = index[(index >= start) & (index < start + chunk)]
-        if not len(here): continue
-        first = max(start - history + 1, 0)
-        x = F.pad(movie[first:start + chunk].flatten(1), (0, 0, history - 1 - start + first, 0))
-        yield (x.unfold(0, history, 1) @ basis.T).transpose(1, 2)[here - start].flatten(1)
+        in_chunk = index[(index >= start) & (index < start + chunk)]
+        if not len(in_chunk): continue
+        oldest = start - history + 1                                # where the chunk's first window begins
+        pixels = movie[max(oldest, 0):start + chunk].flatten(1)
+        pixels = F.pad(pixels, (0, 0, max(-oldest, 0), 0))          # before the movie there is nothing
+        filtered = pixels.unfold(0, history, 1) @ basis.T           # (frames, pixels, n_basis)
+        yield filtered.transpose(1, 2)[in_chunk - start].flatten(1)
+
+# %% ../nbs/08_baselines.ipynb #44038b71
+def _pooled_movie(
+    frames, # Frames
+    size, # pixels along the side of a pooled pixel
+)->torch.Tensor: # (time, height/size, width/size) float32
+    "The whole movie, pooled and scaled"
+    pieces = []
+    for start in range(0, len(frames.movie), 2048):
+        piece = torch.from_numpy(frames.movie[start:start + 2048]).float()
+        pieces.append(frames.scale(pool(piece, size)))
+    return torch.cat(pieces)
 
 # %% ../nbs/08_baselines.ipynb #5614ef20
 class Pooled:
@@ -65,35 +87,52 @@ class Pooled:
         size, # pixels along the side of a pooled pixel
         like=None, # a Pooled whose centring is taken, and whose movie where it is the same
     ):
-        self.source, self.index, self.order = frames.movie, *torch.from_numpy(frames.index).sort()
+        self.frames = frames
+        self.index, self.order = torch.from_numpy(frames.index).sort()
         self.rates = frames.rates.cpu()[self.index]
-        if like and like.source is self.source: self.movie, self.shift = like.movie, like.shift
-        else:
-            pieces = (torch.from_numpy(self.source[i:i + 2048]) for i in range(0, len(self.source), 2048))
-            self.movie = torch.cat([frames.scale(pool(x.float(), size)) for x in pieces])
-            self.shift = like.shift if like else self.movie.mean().item()
-            self.movie -= self.shift
-    def window(self, basis, corner=(0, 0), shape=(None, None)):
-        "Features of a window of the movie, all frames together, (frames, n_basis*pixels) float32"
-        (y, x), (h, w) = corner, (n or m for n, m in zip(shape, self.movie.shape[1:]))
-        X, done = torch.empty(len(self.index), len(basis)*h*w), 0
-        for part in features(self.movie[:, y:y + h, x:x + w], basis, self.index):
-            X[done:done + len(part)] = part
-            done += len(part)
-        return X
+        if like and like.frames.movie is frames.movie:
+            self.movie, self.shift = like.movie, like.shift
+            return
+        self.movie = _pooled_movie(frames, size)
+        self.shift = like.shift if like else self.movie.mean().item()
+        self.movie -= self.shift
+
+# %% ../nbs/08_baselines.ipynb #b93a9b84
+@patch
+def window(self:Pooled,
+    basis, # (n_basis, history)
+    corner=(0, 0), # (row, column) of the window's first pixel
+    shape=None, # its (height, width); None for the whole frame
+)->torch.Tensor: # (frames, n_basis*pixels) float32
+    "Features of a window of the movie, all frames together"
+    row, col = corner
+    height, width = shape or self.movie.shape[1:]
+    cut = self.movie[:, row:row + height, col:col + width]
+    X = torch.empty(len(self.index), len(basis)*height*width)
+    done = 0
+    for piece in features(cut, basis, self.index):
+        X[done:done + len(piece)] = piece
+        done += len(piece)
+    return X
 
 # %% ../nbs/08_baselines.ipynb #5eef2d68
 def covariances(
     X, # features, (frames, n), or an iterable of pieces of it
     rates, # (frames, cells)
-) -> tuple: # covariance of the features (n, n), with the rates (n, cells), means (n,) and (cells,); float64
+)->tuple: # covariance of the features (n, n), and with the rates (n, cells); float64
     "Sum up what least squares needs, a piece at a time"
-    G, c, m, done = 0, 0, 0, 0
-    for x in X.split(2**14) if isinstance(X, torch.Tensor) else X:
+    pieces = X.split(2**14) if torch.is_tensor(X) else X
+    xx = xy = x_sum = 0.
+    done = 0
+    for x in pieces:
         y = rates[done:done + len(x)]
-        G, c, m, done = G + (x.T @ x).double(), c + (x.T @ y).double(), m + x.sum(0).double(), done + len(x)
-    m, my = m/done, rates.double().mean(0)
-    return G/done - torch.outer(m, m), c/done - torch.outer(m, my), m, my
+        xx = xx + (x.T @ x).double()
+        xy = xy + (x.T @ y).double()
+        x_sum = x_sum + x.sum(0).double()
+        done += len(x)
+    mean_x = x_sum/done
+    mean_y = rates.double().mean(0)
+    return xx/done - torch.outer(mean_x, mean_x), xy/done - torch.outer(mean_x, mean_y)
 
 # %% ../nbs/08_baselines.ipynb #1f2b5fda
 def ridge(
@@ -101,42 +140,76 @@ def ridge(
     c, # their covariance with the rates, (n, cells)
     penalty, # P, (n, n), positive definite
     strength, # relative to the mean variance of a feature
-) -> torch.Tensor: # weights, (n, cells)
+)->torch.Tensor: # weights, (n, cells)
     "Least squares with a penalty"
-    return torch.cholesky_solve(c, torch.linalg.cholesky(G + strength*G.diagonal().mean().clamp_min(1e-12)*penalty))
+    mean_variance = G.diagonal().mean().clamp_min(1e-12)
+    L = torch.linalg.cholesky(G + strength*mean_variance*penalty)
+    return torch.cholesky_solve(c, L)
 
 # %% ../nbs/08_baselines.ipynb #186f3181
+def _squared_differences(
+    n, # pixels in a row
+)->torch.Tensor: # M (n, n) float64; xᵀ M x is the sum of squared differences
+    "The sum of squared differences between neighbours, as a quadratic form"
+    differences = torch.eye(n, dtype=torch.float64).diff(dim=0)
+    return differences.T @ differences
+
+# %% ../nbs/08_baselines.ipynb #3aa1ae00
+def _distance2(
+    shape, # (height, width)
+    center, # (row, column)
+)->torch.Tensor: # (height, width) float64
+    "Squared distance of each pixel from a place"
+    y, x = (torch.arange(n, dtype=torch.float64) - c for n, c in zip(shape, center))
+    return y[:, None]**2 + x**2
+
 def smooth_and_local(
     shape, # (height, width) of the window, pooled pixels
     center, # (row, column) of the cell in the window
     locality, # width of the envelope, pooled pixels
-) -> torch.Tensor: # (pixels, pixels) float64
+)->torch.Tensor: # (pixels, pixels) float64
     "The penalty of a smooth receptive field around a centre"
-    eye = [torch.eye(n, dtype=torch.float64) for n in shape]
-    rough = [e.diff(dim=0).T @ e.diff(dim=0) for e in eye]
-    y, x = (torch.arange(n, dtype=torch.float64) - c for n, c in zip(shape, center))
-    far = torch.exp((y[:, None]**2 + x**2)/(4*locality**2)).clamp(max=1e3).flatten()
-    return far[:, None]*(torch.eye(len(far)) + torch.kron(rough[0], eye[1]) + torch.kron(eye[0], rough[1]))*far
+    height, width = shape
+    far = torch.exp(_distance2(shape, center)/(4*locality**2)).clamp(max=1e3).flatten()
+    down = torch.kron(_squared_differences(height), torch.eye(width))
+    across = torch.kron(torch.eye(height), _squared_differences(width))
+    return far[:, None]*(torch.eye(height*width) + down + across)*far
+
+# %% ../nbs/08_baselines.ipynb #16e8f9f5
+def _center_of_peak(
+    maps, # positive, (n, height, width) float64
+)->torch.Tensor: # (n, 2) row and column, float64
+    "Centre of mass of the 3 × 3 pixels that are highest together"
+    shape = maps.shape[1:]
+    blurred = F.avg_pool2d(maps[:, None], 3, 1, 1).flatten(1)
+    peak = torch.stack(torch.unravel_index(blurred.argmax(1), shape), 1)
+    places = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij"), -1).double()
+    is_near = (places - peak[:, None, None]).abs().amax(-1) <= 1
+    mass = is_near*maps + 1e-30
+    return torch.einsum("nyx,yxk->nk", mass, places)/mass.sum((1, 2))[:, None]
 
 # %% ../nbs/08_baselines.ipynb #200926d5
 def find_centers(
-    shown, # Pooled
+    train_movie, # Pooled
     basis, # (n_basis, history)
-) -> torch.Tensor: # (n_cells, 2) row and column, pooled pixels
+)->torch.Tensor: # (n_cells, 2) row and column, pooled pixels
     "Roughly where each cell looks"
-    step = 2 if min(shown.movie.shape[1:]) > 3 else 1
-    movie = pool(shown.movie, step)
-    G, c, *_ = covariances(features(movie, basis, shown.index), shown.rates)
-    w = ridge(G, c, torch.eye(len(G)), .3).T.unflatten(1, (len(basis), *movie.shape[1:]))
-    energy = w.square().sum(1)
-    wide = F.avg_pool2d(energy[:, None], 3, 1, 1)[:, 0]
-    peak = wide.flatten(1).argmax(1)
-    place = torch.stack([peak//movie.shape[2], peak % movie.shape[2]], 1)
-    grid = torch.stack(torch.meshgrid(*(torch.arange(n).double() for n in movie.shape[1:]), indexing="ij"), -1)
-    near = ((grid - place[:, None, None]).abs().amax(-1) <= 1)*energy + 1e-30
-    return (step*torch.einsum("nyx,yxk->nk", near, grid)/near.sum((1, 2))[:, None] + (step - 1)/2)
+    movie, index = train_movie.movie, train_movie.index
+    step = 2 if min(movie.shape[1:]) > 3 else 1
+    coarse = pool(movie, step)
+    G, c = covariances(features(coarse, basis, index), train_movie.rates)
+    weights = ridge(G, c, torch.eye(len(G)), 0.3).T.unflatten(1, (len(basis), *coarse.shape[1:]))
+    energy = weights.square().sum(1)                                # (n_cells, height, width)
+    return step*_center_of_peak(energy) + (step - 1)/2
 
 # %% ../nbs/08_baselines.ipynb #913885da
+def _frozen(
+    tensor, # any shape
+)->nn.Parameter:
+    "A parameter that is solved for rather than trained"
+    return nn.Parameter(tensor, requires_grad=False)
+
+# %% ../nbs/08_baselines.ipynb #fc573a31
 class Filters(nn.Module):
     "A linear filter a cell: sums of time × space, each inside a window of the pooled frame"
     def __init__(self,
@@ -145,258 +218,535 @@ class Filters(nn.Module):
         n_basis, # functions of time
         size, # pixels along the side of a pooled pixel
         window, # side of a window, pooled pixels
-        rank, # products a filter
+        rank, # products a filter, or "full"
     ):
         super().__init__()
-        self.img_shape, self.size = tuple(img_shape), size
-        self.frame = tuple(-(-n//size) for n in img_shape[1:])
+        self.size = size
+        self.frame = tuple(math.ceil(n/size) for n in img_shape[1:])
         self.window = tuple(min(window, n) for n in self.frame)
         self.register_buffer("basis", cosine_basis(img_shape[0], n_basis))
         self.register_buffer("corner", torch.zeros(n_units, 2, dtype=torch.int64))
-        self.time = nn.Parameter(torch.zeros(n_units, rank, len(self.basis)), requires_grad=False)
-        self.space = nn.Parameter(torch.zeros(n_units, rank, *self.window), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(n_units), requires_grad=False)
-    def pooled(self):
-        "The filters on the pooled frame, (n_units, history, height, width), newest frame last"
-        w = torch.einsum("nrk,kt,nryx->ntyx", self.time, self.basis, self.space)
-        out = w.new_zeros(*w.shape[:2], *self.frame)
-        for whole, part, (y, x) in zip(out, w, self.corner.tolist()): whole[:, y:y + self.window[0], x:x + self.window[1]] = part
-        return out
-    def forward(self, x): return pool(x, self.size).flatten(1) @ self.pooled().flatten(1).T + self.bias
-    def stream(self, shown):
-        "The drives at all frames of a Pooled, in the order of its Frames, (frames, n_units)"
-        w = torch.einsum("nrk,nryx->nkyx", self.time, self.space).flatten(1)
-        bias = self.bias + shown.shift*torch.einsum("k,nkp->n", self.basis.sum(1), w.unflatten(1, (len(self.basis), -1)))
-        u = torch.stack([shown.window(self.basis, c, self.window) @ v for c, v in zip(self.corner.tolist(), w)], 1) + bias
-        return u[shown.order.argsort()]
-    def put(self, cell, w, bias, corner, shift):
-        "Set a cell's filter, w (n_basis, pixels) for a movie less shift"
-        u, s, v = torch.linalg.svd(w.double(), full_matrices=False)
-        time, space = (u*s).T, v
-        r = self.time.shape[1]
-        self.time[cell].zero_()[:len(time)] = time[:r].float()
-        self.space[cell].flatten(1).zero_()[:len(space)] = space[:r].float()
-        self.corner[cell] = torch.as_tensor(corner)
-        self.bias[cell] = bias - shift*(self.basis.sum(1).double() @ w.double()).sum()
+        n_basis = len(self.basis)
+        self.rank = n_basis if rank == "full" else min(rank, n_basis)
+        self.time = _frozen(torch.zeros(n_units, self.rank, n_basis))
+        self.space = _frozen(torch.zeros(n_units, self.rank, *self.window))
+        self.bias = _frozen(torch.zeros(n_units))
+
+# %% ../nbs/08_baselines.ipynb #228d3864
+@patch
+def pooled(self:Filters)->torch.Tensor: # (n_units, history, height, width), newest frame last
+    "The filters on the pooled frame"
+    in_window = torch.einsum("nrk,kt,nryx->ntyx", self.time, self.basis, self.space)
+    in_frame = in_window.new_zeros(*in_window.shape[:2], *self.frame)
+    height, width = self.window
+    for cell, (row, col) in enumerate(self.corner.tolist()):
+        in_frame[cell, :, row:row + height, col:col + width] = in_window[cell]
+    return in_frame
+
+@patch
+def forward(self:Filters,
+    x, # scaled windows, (batch, history, height, width)
+)->torch.Tensor: # drives, (batch, n_units)
+    "The drive at the newest frame of each window"
+    return pool(x, self.size).flatten(1) @ self.pooled().flatten(1).T + self.bias
+
+# %% ../nbs/08_baselines.ipynb #0ceb48e1
+@patch
+def stream(self:Filters,
+    movie, # Pooled
+)->torch.Tensor: # (frames, n_units), in the order of its Frames, on the CPU
+    "The drives at all frames of a movie"
+    basis = self.basis.cpu()
+    weights = torch.einsum("nrk,nryx->nkyx", self.time, self.space)
+    weights = weights.flatten(2).cpu()                              # (n_units, n_basis, pixels)
+    bias = self.bias.cpu() + movie.shift*torch.einsum("k,nkp->n", basis.sum(1), weights)
+    drives = []
+    for corner, w in zip(self.corner.tolist(), weights):
+        drives.append(movie.window(basis, corner, self.window) @ w.flatten())
+    return (torch.stack(drives, 1) + bias)[movie.order.argsort()]
+
+# %% ../nbs/08_baselines.ipynb #371a141f
+@patch
+def set_filter(self:Filters,
+    cell, # its number
+    weights, # (n_basis, pixels), for a movie less shift
+    bias, # the cell's
+    corner, # (row, column) of its window
+    shift, # what was taken off the movie
+):
+    "Set a cell's filter"
+    weights = weights.double()
+    u, s, v = torch.linalg.svd(weights, full_matrices=False)
+    n = min(len(s), self.rank)                                      # products that there are
+    self.time[cell] = self.space[cell] = 0
+    self.time[cell, :n] = (u*s).T[:n].float()
+    self.space[cell, :n] = v[:n].float().view(n, *self.window)
+    self.corner[cell] = torch.as_tensor(corner)
+    self.bias[cell] = bias - shift*(self.basis.sum(1).double() @ weights).sum()
 
 # %% ../nbs/08_baselines.ipynb #45c7081d
-class Ramps(nn.Module):
-    "A rising nonlinearity for each cell: a sum of ramps with non-negative heights"
-    quantiles = [0, .25, .5, .75, .875, .94, .97, .985, .9925, .996, .998, .999]
-    def __init__(self, n_units):
-        super().__init__()
-        self.register_buffer("knots", torch.arange(float(len(self.quantiles))).repeat(n_units, 1))
-        self.heights = nn.Parameter(torch.ones_like(self.knots), requires_grad=False)
-    def forward(self, drive): return (ramps(drive, self.knots)*self.heights).sum(-1)
-
-def ramps(
+def _ramps(
     drive, # (..., n_units)
     knots, # rising, (n_units, n)
-) -> torch.Tensor: # (..., n_units, n)
+)->torch.Tensor: # (..., n_units, n)
     "A constant, ramps from knot to knot, and the last one without end"
-    x = ((drive[..., None] - knots[:, :-1])/knots.diff(dim=1)).clamp_min(0)
-    return torch.cat([torch.ones_like(x[..., :1]), x[..., :-1].clamp(max=1), x[..., -1:]], -1)
+    above = ((drive[..., None] - knots[:, :-1])/knots.diff(dim=1)).clamp_min(0)   # (..., n_units, n - 1)
+    constant = torch.ones_like(above[..., :1])
+    return torch.cat([constant, above[..., :-1].clamp(max=1), above[..., -1:]], -1)
 
-# %% ../nbs/08_baselines.ipynb #82af845d
-def fit_heights(
-    drive, # (frames,)
-    rates, # (frames,) Hz
-    knots, # (n,)
-) -> torch.Tensor: # (n,) float32
-    "Heights of the ramps by maximum Poisson likelihood"
-    H = ramps(drive[:, None], knots[None])[:, 0].double()
-    groups = drive.argsort().tensor_split(min(1000, len(drive)))
-    H, y, n = torch.stack([H[g].mean(0) for g in groups]).numpy(), np.array([rates[g].double().mean() for g in groups]), np.array([len(g) for g in groups])
-    n, floor = n/n.sum(), 1e-3*max(y.mean(), 1e-3)
-    weight, a = n @ H + 1e-12, np.full(H.shape[1], max(y.mean(), floor)/H.shape[1])
-    for _ in range(1000): a = a*((n*y/(H @ a)) @ H)/weight + [floor, *[1e-12]*(len(a) - 1)]
-    return torch.from_numpy(a).float()
-
-# %% ../nbs/08_baselines.ipynb #b1020fc1
-class LN(nn.Module):
-    "Linear–nonlinear model: one filter over space and time, and a static nonlinearity, for each cell"
+# %% ../nbs/08_baselines.ipynb #7d4773da
+class Ramps(nn.Module):
+    "A rising nonlinearity for each cell: a sum of ramps with non-negative heights"
+    quantiles = [0, .25, .5, .75, .875, .94, .97, .985, .9925, .996, .998, .999] # of the drive, where the knots are
     def __init__(self,
-        img_shape=(40, 50, 50), # frames of history, height, width
-        n_units=9, # number of cells
-        n_basis=8, # functions of time that stand for the history
-        pool=None, # pixels along the side of a pooled pixel; None for about 25 pooled pixels across a frame
-        window=11, # side of the window around a cell, pooled pixels
-        rank="full", # "full", or the number of space × time products in a filter
+        n_units, # number of cells
     ):
         super().__init__()
-        img_shape = [int(n) for n in img_shape]
-        pool = pool or max(1, math.ceil(max(img_shape[1:])/25))
-        whole = dict(n_units=n_units, n_basis=n_basis, pool=pool, window=window, rank=1 if rank == "full" else rank)
-        for name, n in dict(img_shape=min(img_shape), **whole).items():
-            if not (isinstance(n, int) and n >= 1): raise InputError(f"{name}: expected {'full or ' if name == 'rank' else ''}a whole number of 1 or more, found {n!r}")
-        self.hyperparams = dict(img_shape=img_shape, n_units=n_units, n_basis=n_basis, pool=pool, window=window, rank=rank)
-        self.img_shape, self.n_units, self.rank = tuple(img_shape), n_units, rank
-        n_basis = min(n_basis, img_shape[0])
-        self._filters = lambda: Filters(img_shape, n_units, n_basis, pool, window, n_basis if rank == "full" else min(rank, n_basis))
-        self.linear, self.output = self._filters(), Ramps(n_units)
-        self.register_buffer("strength", torch.full((n_units,), math.nan))
-        self.register_buffer("locality", torch.full((n_units,), math.nan))
-    def drive(self, x): return self.linear(x)
-    def forward(self, x): return self.output(self.drive(x))
-    @torch.no_grad()
-    def predict(self,
-        frames, # Frames
-    ): # rates, (frames, n_units) Hz
-        "What `forward` says at all frames, much faster, as windows share their work"
-        return self.output(self.linear.stream(Pooled(frames, self.linear.size)))
+        self.register_buffer("knots", torch.arange(float(len(self.quantiles))).repeat(n_units, 1))
+        self.heights = _frozen(torch.ones_like(self.knots))
+    def forward(self,
+        drive, # (..., n_units)
+    )->torch.Tensor: # rates, of the same shape
+        return (_ramps(drive, self.knots)*self.heights).sum(-1)
+
+# %% ../nbs/08_baselines.ipynb #82af845d
+def _group_means(
+    values, # (frames, ...)
+    groups, # frame numbers of each
+)->np.ndarray: # (groups, ...) float64
+    "Mean over the frames of each group"
+    return torch.stack([values[group].double().mean(0) for group in groups]).numpy()
+
+# %% ../nbs/08_baselines.ipynb #e2ceb67e
+def _most_likely_heights(
+    basis, # what each ramp is in each group of frames, (groups, n)
+    target, # rates, (groups,)
+    share, # of the frames, (groups,)
+)->np.ndarray: # (n,)
+    "Maximum Poisson likelihood by expectation maximisation"
+    n, mean_rate = basis.shape[1], target.mean()
+    least = np.full(n, 1e-12)
+    least[0] = 1e-3*max(mean_rate, 1e-3)                            # the floor
+    weight = share @ basis + 1e-12
+    heights = np.full(n, max(mean_rate, least[0])/n)
+    for _ in range(1000):
+        rate = basis @ heights                                      # of each group
+        heights = heights*((share*target/rate) @ basis)/weight + least
+    return heights
+
+# %% ../nbs/08_baselines.ipynb #61eef875
+@patch
+def spread_knots(self:Ramps,
+    drive, # of a cell, (frames,)
+)->torch.Tensor: # (n,)
+    "Knots at quantiles of the drive, apart even where it is constant"
+    knots = np.quantile(drive.double().numpy(), self.quantiles)
+    gap = max(1e-5*np.ptp(knots), 1e-4*np.abs(knots).max(), 1e-6)
+    return torch.from_numpy(knots + gap*np.arange(len(knots))).float()
+
+# %% ../nbs/08_baselines.ipynb #3fe6e83f
+@patch
+def fit(self:Ramps,
+    cell, # its number
+    drive, # of that cell, (frames,)
+    rates, # (frames,) Hz
+):
+    "Find a cell's nonlinearity"
+    self.knots[cell] = self.spread_knots(drive)
+    groups = drive.argsort().tensor_split(min(1000, len(drive)))
+    basis = _group_means(_ramps(drive[:, None], self.knots[cell, None])[:, 0], groups)
+    share = np.array([len(group) for group in groups])/len(drive)
+    heights = _most_likely_heights(basis, _group_means(rates, groups), share)
+    self.heights[cell] = torch.from_numpy(heights).float()
+
+# %% ../nbs/08_baselines.ipynb #6de7e902
+def _rank(value):
+    "The rule for a rank"
+    return value if value == "full" else positive_int(value)
+
+_whole = "a positive whole number"
+
+# %% ../nbs/08_baselines.ipynb #b1020fc1
+class LN(RateModel):
+    "Linear–nonlinear model: one filter over space and time, and a static nonlinearity, for each cell"
+    defaults = dict(
+        img_shape=(40, 50, 50), # frames of history, height, width
+        n_units=9,              # number of cells
+        n_basis=8,              # functions of time that stand for the history
+        pool=None,              # pixels along the side of a pooled pixel; None for about 25 of them across a frame
+        window=11,              # side of the window around a cell, pooled pixels
+        rank="full")            # "full", or the number of space × time products in a filter
+    rules = RateModel.rules | dict(
+        n_basis=(positive_int, _whole),
+        pool=(optional(positive_int), "None or a positive whole number"),
+        window=(positive_int, _whole),
+        rank=(_rank, "'full' or a positive whole number"))
+    default_epochs = 0
+    progress = True             # show a progress bar while it is solved, in a terminal or a notebook
+
+    def __init__(self,
+        **given, # hyperparameters that differ from `defaults`
+    ):
+        super().__init__(**given)
+        if self.hyperparams["pool"] is None: self.hyperparams["pool"] = math.ceil(max(self.img_shape[1:])/25)
+        self.linear = self.make_filters()
+        self.output = Ramps(self.n_units)
+        self.register_buffer("strength", torch.full((self.n_units,), math.nan))
+        self.register_buffer("locality", torch.full((self.n_units,), math.nan))
+
+    def make_filters(self):
+        "Filters that are zero"
+        h = self.hyperparams
+        return Filters(self.img_shape, self.n_units, h["n_basis"], h["pool"], h["window"], h["rank"])
+
+    def drive(self,
+        x, # scaled windows, (batch, history, height, width)
+    )->torch.Tensor: # (batch, n_units)
+        return self.linear(self.check_input(x))
+
+# %% ../nbs/08_baselines.ipynb #2faf16db
+class FitData(NamedTuple):
+    "What a cell's filter is fitted to, and what it is judged on"
+    X: torch.Tensor        # features of the training frames, (frames, n)
+    y: torch.Tensor        # their rates, (frames,)
+    X_valid: torch.Tensor  # features of the validation frames
+    y_valid: torch.Tensor  # their rates
+
+    def project(self,
+        basis, # (n, fewer features)
+    ):
+        "The same with other features"
+        return self._replace(X=self.X @ basis, X_valid=self.X_valid @ basis)
+
+    def in_units_of(self,
+        gain, # Hz
+    ):
+        "The same with other rates"
+        return self._replace(y=self.y/gain, y_valid=self.y_valid/gain)
+
+# %% ../nbs/08_baselines.ipynb #10355296
+@dataclass
+class CellWindow:
+    "The window of the movie around a cell"
+    cell: int              # its number
+    center: torch.Tensor   # (row, column) of the cell, pooled pixels
+    filters: Filters       # which say how large a window is
+    train_movie: Pooled
+    valid_movie: Pooled
+
+    @property
+    def corner(self)->torch.Tensor:
+        "(row, column) of the window's first pixel; the whole window lies inside the frame"
+        size = torch.tensor(self.filters.window)
+        last = torch.tensor(self.filters.frame) - size
+        return (self.center - size//2).round().long().clamp(min=0).minimum(last)
+
+    def data(self)->FitData:
+        "Features and rates"
+        place = self.filters.basis, self.corner.tolist(), self.filters.window
+        train, valid = self.train_movie, self.valid_movie
+        return FitData(X=train.window(*place), y=train.rates[:, self.cell],
+                       X_valid=valid.window(*place), y_valid=valid.rates[:, self.cell])
+
+    def penalty(self,
+        locality, # width of the envelope, pooled pixels
+    )->torch.Tensor: # (pixels, pixels)
+        "The penalty around this cell"
+        return smooth_and_local(self.filters.window, (self.center - self.corner).tolist(), locality)
+
+# %% ../nbs/08_baselines.ipynb #7a5ccd4e
+def cell_windows(
+    filters, # Filters
+    train, # Frames
+    valid, # Frames
+)->list:
+    "The window of each cell, around the place where it looks"
+    train_movie = Pooled(train, filters.size)
+    valid_movie = Pooled(valid, filters.size, like=train_movie)
+    centers = find_centers(train_movie, filters.basis)
+    return [CellWindow(cell, center, filters, train_movie, valid_movie)
+            for cell, center in enumerate(centers)]
 
 # %% ../nbs/08_baselines.ipynb #eb902697
-def correlation(
-    y, # (frames, n) or (frames, 1)
-    yhat, # (frames, n)
-) -> torch.Tensor: # (n,), NaN where either is constant
-    "Pearson correlation of each column"
-    y, yhat = y - y.mean(0), yhat - yhat.mean(0)
-    return (y*yhat).sum(0)/(y.norm(dim=0)*yhat.norm(dim=0))
-
 localities = (1., 1.5, 2.5, 1e3)  # pooled pixels
 strengths = tuple(10**(k/2) for k in range(0, -7, -1))  # relative to the mean variance of a feature
 
+def correlation(
+    y, # (frames, n) or (frames, 1)
+    yhat, # (frames, n)
+)->torch.Tensor: # (n,), NaN where either is constant
+    "Pearson correlation of each column"
+    y = y - y.mean(0)
+    yhat = yhat - yhat.mean(0)
+    return (y*yhat).sum(0)/(y.norm(dim=0)*yhat.norm(dim=0))
+
 # %% ../nbs/08_baselines.ipynb #8e68d80d
 def ridge_path(
-    X, # features of the training frames, (frames, n)
-    y, # their rates, (frames,)
-    Xv, # features of the validation frames
-    yv, # their rates
+    data, # FitData
     penalties, # one for each locality, (n, n)
-) -> tuple: # weights (n, localities, strengths) float32, correlations on the validation frames (localities, strengths)
+)->tuple: # weights (n, localities, strengths) float32, correlations on the validation frames (localities, strengths)
     "The filter of one cell for all localities and strengths"
-    G, c, *_ = covariances(X, y[:, None])
-    W = torch.cat([ridge(G, c, P, s) for P in penalties for s in strengths], 1).float()
-    u = Xv @ W
-    r = correlation(yv[:, None], F.relu(u - u.quantile(.75, dim=0))).nan_to_num(0)
-    return W.unflatten(1, (len(penalties), -1)), r.unflatten(0, (len(penalties), -1))
+    G, c = covariances(data.X, data.y[:, None])
+    path = [ridge(G, c, penalty, strength) for penalty in penalties for strength in strengths]
+    weights = torch.cat(path, 1).float()
+    drive = data.X_valid @ weights
+    rectified = F.relu(drive - drive.quantile(0.75, dim=0))
+    scores = correlation(data.y_valid[:, None], rectified).nan_to_num(0)
+    grid = len(penalties), len(strengths)
+    return weights.unflatten(1, grid), scores.unflatten(0, grid)
 
 # %% ../nbs/08_baselines.ipynb #ade265ab
-def choose(
+def choose_penalty(
     scores, # correlations on the validation frames, (n_cells, localities, strengths)
-) -> tuple: # number of the locality and of the strength of each cell, (n_cells,) each
+)->tuple: # number of the locality and of the strength of each cell, two lists
     "Locality and strength of each cell: best for itself and its neighbours together"
     best = (scores + scores.mean(0)).flatten(1).argmax(1)
-    return best//scores.shape[2], best % scores.shape[2]
+    locality, strength = torch.unravel_index(best, scores.shape[1:])
+    return locality.tolist(), strength.tolist()
 
 # %% ../nbs/08_baselines.ipynb #9e4bb46e
 @patch
-def few(self:LN,
-    w, # weights of the full filter, (n_basis*pixels,)
-) -> torch.Tensor: # (n_basis*pixels, rank*pixels), or None where all are kept
+def low_rank_basis(self:LN,
+    weights, # of the full filter, (n_basis*pixels,)
+)->torch.Tensor: # (n_basis*pixels, rank*pixels)
     "From the features of all functions of time to those of the filter's `rank` best"
-    n = len(self.linear.basis)
-    if self.rank == "full" or self.rank >= n: return None
-    time = torch.linalg.svd(w.view(n, -1), full_matrices=False)[0][:, :self.rank]
-    return torch.einsum("kr,pq->kprq", time, torch.eye(w.numel()//n)).reshape(w.numel(), -1)
+    n_basis, rank = len(self.linear.basis), self.linear.rank
+    if rank == n_basis: return torch.eye(len(weights))
+    u, _, _ = torch.linalg.svd(weights.view(n_basis, -1), full_matrices=False)
+    pixels = torch.eye(len(weights)//n_basis)
+    return torch.einsum("kr,pq->kprq", u[:, :rank], pixels).reshape(len(weights), -1)
+
+# %% ../nbs/08_baselines.ipynb #46738039
+@patch
+def reduce_rank(self:LN,
+    window, # CellWindow
+    data, # its FitData
+    start, # the cell's filter from the path, (n_basis*pixels,)
+)->torch.Tensor: # (n_basis*pixels,)
+    "The filter at the wanted rank: the best functions of time, and images found again"
+    if self.linear.rank == len(self.linear.basis): return start
+    basis = self.low_rank_basis(start)
+    G, c = covariances(data.X @ basis, data.y[:, None])
+    penalty = window.penalty(self.locality[window.cell].item())
+    penalty = torch.kron(torch.eye(len(G)//len(penalty)), penalty)
+    return basis @ ridge(G, c, penalty, self.strength[window.cell])[:, 0].float()
 
 # %% ../nbs/08_baselines.ipynb #6c0705f9
 @patch
-def finish(self:LN,
-    cell, # number of the cell
-    start, # its filter from the path, (n_basis*pixels,)
-    penalty, # of its locality, (pixels, pixels)
-    X, # features of the training frames
-    y, # their rates
-    **_,
-) -> tuple: # weights (n_basis*pixels,), bias
+def refine(self:LN,
+    window, # CellWindow
+    data, # its FitData
+    start, # the cell's filter from the path, (n_basis*pixels,)
+)->tuple: # weights (n_basis*pixels,), bias
     "Reduce the filter of one cell to the wanted rank, and find its nonlinearity"
-    w, fewer = start, self.few(start)
-    if fewer is not None:
-        G, c, *_ = covariances(X @ fewer, y[:, None])
-        w = fewer @ ridge(G, c, torch.kron(torch.eye(self.rank), penalty), self.strength[cell])[:, 0].float()
-    u = X @ w
-    bias = y.mean() - u.mean()
-    knots = np.quantile((u + bias).double().numpy(), Ramps.quantiles)
-    knots += np.arange(len(knots))*max(1e-5*np.ptp(knots), 1e-4*np.abs(knots).max(), 1e-6)  # apart, even where the drive is constant
-    self.output.knots[cell] = torch.from_numpy(knots).float()
-    self.output.heights[cell] = fit_heights(u + bias, y, self.output.knots[cell])
-    return w, bias
+    weights = self.reduce_rank(window, data, start)
+    drive = data.X @ weights
+    bias = data.y.mean() - drive.mean()
+    self.output.fit(window.cell, drive + bias, data.y)
+    return weights, bias
+
+# %% ../nbs/08_baselines.ipynb #7e9c6482
+@patch
+def fit_cell(self:LN,
+    window, # CellWindow
+    start, # the cell's filter from the path, (n_basis*pixels,)
+)->tuple: # its drive at the training and at the validation frames
+    "Find all that belongs to one cell"
+    data = window.data()
+    weights, bias = self.refine(window, data, start)
+    shift = window.train_movie.shift
+    self.linear.set_filter(window.cell, weights.view(len(self.linear.basis), -1), bias, window.corner, shift)
+    return data.X @ weights + bias, data.X_valid @ weights + bias
+
+# %% ../nbs/08_baselines.ipynb #f63d9608
+@patch
+def progress_bar(self:LN,
+    total, # steps
+)->tqdm:
+    "Shown in a terminal or a notebook, unless `progress` is off"
+    is_shown = self.progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return tqdm(total=total, desc=f"solving {type(self).__name__}", disable=not is_shown)
+
+# %% ../nbs/08_baselines.ipynb #07fec586
+@patch
+def ridge_paths(self:LN,
+    windows, # a CellWindow for each cell
+    bar, # tqdm
+)->tuple: # weights (n_basis*pixels, localities, strengths) of each cell, scores (n_cells, localities, strengths)
+    "The filters of all cells for all localities and strengths"
+    each_function = torch.eye(len(self.linear.basis))
+    weights, scores = [], []
+    for window in windows:
+        penalties = [torch.kron(each_function, window.penalty(locality)) for locality in localities]
+        cell_weights, cell_scores = ridge_path(window.data(), penalties)
+        weights.append(cell_weights)
+        scores.append(cell_scores)
+        bar.update()
+    return weights, torch.stack(scores)
+
+# %% ../nbs/08_baselines.ipynb #7a9f6f01
+@patch
+def fit_windows(self:LN,
+    windows, # a CellWindow for each cell
+)->tuple: # scores (n_cells, localities, strengths), drives at the training and the validation frames (frames, n_cells)
+    "Find the filters and nonlinearities of all cells"
+    drives = []
+    with self.progress_bar(2*len(windows)) as bar:
+        weights, scores = self.ridge_paths(windows, bar)
+        for cell, locality, strength in zip(range(len(windows)), *choose_penalty(scores)):
+            self.locality[cell] = localities[locality]
+            self.strength[cell] = strengths[strength]
+            drives.append(self.fit_cell(windows[cell], weights[cell][:, locality, strength]))
+            bar.update()
+    train_drives, valid_drives = zip(*drives)
+    return scores, torch.stack(train_drives, 1), torch.stack(valid_drives, 1)
 
 # %% ../nbs/08_baselines.ipynb #34834a13
-def check_frames(
+def _check_frames(
     model, # LN or GLM
-    train, # Frames
-    valid, # Frames
+    frames, # Frames
+    name, # what for, for the message
 ):
-    "The frames fit the model, or a InputError"
-    for name, frames in (("training", train), ("validation", valid)):
-        if frames is None or not len(frames): raise InputError(f"{name} frames: expected some, found none; split the recording into training and validation frames")
-        found = (frames.history, *frames.stimulus.shape[1:])
-        if found != model.img_shape: raise InputError(f"{name} frames: expected windows of {model.img_shape} as in the model's img_shape, found {found}")
-        if frames.rates.shape[1] != model.n_units: raise InputError(f"{name} frames: expected {model.n_units} cells as in the model's n_units, found {frames.rates.shape[1]}")
+    "The frames fit the model, or an InputError"
+    if frames is None or not len(frames):
+        raise InputError(f"{name} frames: expected some, found none; "
+                         "split the recording into training and validation frames")
+    shape = [frames.history, *frames.stimulus.shape[1:]]
+    n_cells = frames.rates.shape[1]
+    if shape != list(model.img_shape):
+        raise InputError(f"{name} frames: expected windows of {tuple(model.img_shape)} as in the model's img_shape, "
+                         f"found {tuple(shape)}")
+    if n_cells != model.n_units:
+        raise InputError(f"{name} frames: expected {model.n_units} cells as in the model's n_units, found {n_cells}")
+
+# %% ../nbs/08_baselines.ipynb #dc0e8b3e
+def _to_json(
+    values, # one a cell
+)->list: # rounded, None for NaN
+    "Numbers as JSON has them"
+    return [None if math.isnan(value) else round(value, 5) for value in values.tolist()]
 
 # %% ../nbs/08_baselines.ipynb #82821975
 @patch
-@torch.no_grad()
+def rates_correlation(self:LN,
+    movie, # Pooled
+    drive, # at its frames, (frames, n_units)
+)->list: # of each cell
+    "Correlation of recorded and predicted rates"
+    rates = torch.cat([self.output(piece) for piece in drive.split(8192)])
+    return _to_json(correlation(movie.rates, rates))
+
+# %% ../nbs/08_baselines.ipynb #b5837629
+@patch
 def solve(self:LN,
-    train, # Frames
+    windows, # a CellWindow for each cell
+)->dict: # one value a cell, and what there was to choose from
+    "Find the filters and nonlinearities of all cells, and say how well they predict"
+    scores, train_drive, valid_drive = self.fit_windows(windows)
+    train_movie, valid_movie, size = windows[0].train_movie, windows[0].valid_movie, self.linear.size
+    return dict(
+        locality=_to_json(self.locality),
+        strength=_to_json(self.strength),
+        center=[(size*(window.center + 0.5) - 0.5).tolist() for window in windows],  # pixels
+        train_corr=self.rates_correlation(train_movie, train_drive),
+        valid_corr=self.rates_correlation(valid_movie, valid_drive),
+        score=scores.tolist(), # (n_cells, localities, strengths)
+        localities=localities,
+        strengths=strengths)
+
+# %% ../nbs/08_baselines.ipynb #f04dec84
+@patch
+@torch.no_grad()
+def initialise(self:LN,
+    train, # Frames; a GLM learns spike history from their counts
     valid, # Frames; they choose locality and strength
-    part=None, # the Part that the frames are from; a GLM learns spike history from its counts
-    progress=True, # show a progress bar
-) -> dict: # JSON-able, one value a cell: locality, strength, center (pixels), train_corr, valid_corr, score; and localities, strengths, seconds
-    "Find the filters and nonlinearities of all cells"
-    check_frames(self, train, valid)
-    began, device, f = time.perf_counter(), self.linear.bias.device, self.cpu().linear
-    parts = [Pooled(train, f.size)]
-    parts.append(Pooled(valid, f.size, like=parts[0]))
-    centers = find_centers(parts[0], f.basis)
-    corner = (centers - torch.tensor(f.window)//2).round().long().clamp(min=0).minimum(torch.tensor(f.frame) - torch.tensor(f.window))
-    spatial = [[smooth_and_local(f.window, center, l) for l in localities] for center in (centers - corner).tolist()]
-    def data(cell): return [x for p in parts for x in (p.window(f.basis, corner[cell].tolist(), f.window), p.rates[:, cell])]
-    with tqdm(total=2*self.n_units, desc=f"solving {type(self).__name__}", disable=not progress) as bar:
-        def each():
-            for cell in range(self.n_units): yield cell; bar.update()
-        paths = [ridge_path(*data(cell), [torch.kron(torch.eye(len(f.basis)), P) for P in spatial[cell]]) for cell in each()]
-        scores = torch.stack([r for _, r in paths])
-        drives = [torch.empty_like(p.rates) for p in parts]
-        for cell, l, s in zip(each(), *map(torch.Tensor.tolist, choose(scores))):
-            self.locality[cell], self.strength[cell] = localities[l], strengths[s]
-            X, y, Xv, yv = data(cell)
-            w, bias = self.finish(cell, paths[cell][0][:, l, s], spatial[cell][l], X=X, y=y, Xv=Xv, yv=yv, shown=parts[0], judged=parts[1], part=part, corner=corner[cell])
-            f.put(cell, w.view(len(f.basis), -1), bias, corner[cell], parts[0].shift)
-            for drive, x in zip(drives, (X, Xv)): drive[:, cell] = x @ w + bias
-    corrs = [correlation(p.rates, torch.cat([self.output(u) for u in drive.split(8192)])) for p, drive in zip(parts, drives)]
+)->dict: # ready for JSON, see `solve`; and the seconds it took
+    "Find the filters and nonlinearities of all cells, on the CPU"
+    _check_frames(self, train, "training")
+    _check_frames(self, valid, "validation")
+    began = time.perf_counter()
+    device = self.linear.bias.device
+    self.cpu()
+    solution = self.solve(cell_windows(self.linear, train, valid))
     self.to(device)
-    def listed(x): return [None if v != v else round(v, 5) for v in x.tolist()]
-    return dict(locality=listed(self.locality), strength=listed(self.strength), center=(f.size*(centers + .5) - .5).tolist(), train_corr=listed(corrs[0]), valid_corr=listed(corrs[1]),
-                score=scores.tolist(), localities=localities, strengths=strengths, seconds=time.perf_counter() - began)
+    return solution | dict(seconds=time.perf_counter() - began)
+
+# %% ../nbs/08_baselines.ipynb #b913c30a
+@patch
+@torch.no_grad()
+def predict_movie(self:LN,
+    frames, # Frames: where to predict
+    batch_size=128, # not needed, as the movie streams
+)->torch.Tensor: # rates, (frames, n_units) Hz, on the CPU
+    "What `forward` says at all frames, much faster, as windows share their work"
+    drive = self.linear.stream(Pooled(frames, self.linear.size))
+    return self.output(drive.to(self.linear.bias.device)).cpu()
 
 # %% ../nbs/08_baselines.ipynb #1ac305d9
 class GainSoftplus(nn.Module):
     "Softplus with a gain for each cell"
-    def __init__(self, n_units):
+    def __init__(self,
+        n_units, # number of cells
+    ):
         super().__init__()
         self.register_buffer("gain", torch.ones(n_units))
-    def forward(self, drive): return self.gain*F.softplus(drive)
+    def forward(self,
+        drive, # (..., n_units)
+    )->torch.Tensor: # rates, of the same shape
+        return self.gain*F.softplus(drive)
 
-def log_softplus(u): return torch.where(u < -15, u, F.softplus(u.clamp(min=-15)).log())
-
-# %% ../nbs/08_baselines.ipynb #f09d0aad
-def poisson_fit(
+# %% ../nbs/08_baselines.ipynb #4664e314
+def _poisson_loss(
     X, # features, (frames, n)
     y, # rates in units of the gain, (frames,)
     penalty, # on the weights, (n, n)
+    w, # weights, (n,) float64
+    b, # bias
+)->tuple: # loss, its gradient with the weights (n,) float64, and with the bias
+    "Penalised negative log likelihood of softplus(X w + b)"
+    u = X @ w.float() + b
+    log_rate = log_softplus(u)
+    pull = penalty @ w
+    loss = (F.softplus(u) - y*log_rate).mean(dtype=torch.float64).item() + 0.5*(w @ pull).item()
+    slope = torch.sigmoid(u) - y*torch.exp(F.logsigmoid(u) - log_rate)  # of each frame's loss, with u
+    return loss, (X.T @ slope).double()/len(y) + pull, slope.mean(dtype=torch.float64).item()
+
+# %% ../nbs/08_baselines.ipynb #f09d0aad
+class _Whitened:
+    "Variables v = (Lᵀ w, √scale b) in which the loss curves alike in all directions"
+    def __init__(self,
+        L, # of the curvature with w, lower triangular, (n, n) float64
+        scale, # curvature with b
+    ):
+        self.L, self.root = L, scale.sqrt().item()
+    def to_v(self, w, b): return np.append(self.L.T @ w.double(), b*self.root)
+    def from_v(self, v):
+        w = torch.linalg.solve_triangular(self.L.T, torch.from_numpy(v[:-1, None]), upper=True)
+        return w[:, 0], v[-1]/self.root
+    def gradient(self, grad_w, grad_b):
+        grad_v = torch.linalg.solve_triangular(self.L, grad_w[:, None], upper=False)
+        return np.append(grad_v, grad_b/self.root)
+
+# %% ../nbs/08_baselines.ipynb #126d3001
+def poisson_fit(
+    X, # features, (frames, n)
+    y, # rates in units of the gain, (frames,)
+    penalty, # on the weights, (n, n); it is divided by the mean of y
     second, # mean of x xᵀ, (n, n)
     w, # weights to start from, (n,)
     b, # bias to start from
-) -> tuple: # weights (n,) float64, bias
+)->tuple: # weights (n,) float64, bias
     "Maximum penalised Poisson likelihood of softplus(X w + b)"
-    scale = 1/y.mean().double().clamp_min(.01)
+    scale = 1/y.mean().double().clamp_min(0.01)
     penalty = scale*penalty
-    L = torch.linalg.cholesky(scale*second + penalty + 1e-9*scale*torch.eye(len(second)))
-    back = lambda v: torch.linalg.solve_triangular(L.T, torch.from_numpy(v[:-1, None]), upper=True)[:, 0]
-    def loss(v):
-        w, b = back(v), v[-1]/scale.sqrt().item()
-        u, pull = X @ w.float() + b, penalty @ w
-        log_r = log_softplus(u)
-        slope = torch.sigmoid(u) - y*torch.exp(F.logsigmoid(u) - log_r)
-        along = torch.linalg.solve_triangular(L, ((X.T @ slope).double()/len(y) + pull)[:, None], upper=False)[:, 0]
-        return (F.softplus(u) - y*log_r).mean(dtype=torch.float64).item() + .5*(w @ pull).item(), np.append(along, slope.mean(dtype=torch.float64)/scale.sqrt())
-    start = np.append(L.T @ w.double(), b*scale.sqrt().item())
-    v = minimize(loss, start, jac=True, method="L-BFGS-B", options=dict(maxcor=20, ftol=1e-7)).x
-    return back(v), v[-1]/scale.sqrt().item()
+    curvature = scale*second + penalty + 1e-9*scale*torch.eye(len(second))
+    space = _Whitened(torch.linalg.cholesky(curvature), scale)
+    def loss_and_gradient(v):
+        loss, grad_w, grad_b = _poisson_loss(X, y, penalty, *space.from_v(v))
+        return loss, space.gradient(grad_w, grad_b)
+    options = dict(maxcor=20, ftol=1e-7)
+    result = minimize(loss_and_gradient, space.to_v(w, b), jac=True, method="L-BFGS-B", options=options)
+    return space.from_v(result.x)
 
 # %% ../nbs/08_baselines.ipynb #9f11898c
 def recent_spikes(
@@ -404,102 +754,206 @@ def recent_spikes(
     index, # frame numbers
     length, # frames
     blocks=(0,), # start frame of each block
-) -> torch.Tensor: # (frames, length, n_cells), newest last
+)->torch.Tensor: # (frames, length, n_cells), newest last
     "The counts of the frames before each frame of index; 0 before the start of its block"
-    counts, index = torch.as_tensor(counts), torch.as_tensor(index)
-    back = index[:, None] + torch.arange(-length, 0)
-    start = torch.as_tensor(blocks)[torch.searchsorted(torch.as_tensor(blocks), index, right=True) - 1]
-    return counts[back.clamp(min=0)]*(back >= start[:, None])[..., None]
+    counts, index, blocks = (torch.as_tensor(a) for a in (counts, index, blocks))
+    before = index[:, None] + torch.arange(-length, 0)              # (frames, length)
+    block = torch.searchsorted(blocks, index, right=True) - 1
+    in_block = before >= blocks[block][:, None]
+    return counts[before.clamp(min=0)]*in_block[..., None]
 
 # %% ../nbs/08_baselines.ipynb #45d47ccc
 class GLM(LN):
     "Poisson GLM: a filter through softplus, and a second one together with the recorded spikes of the past"
+    defaults = LN.defaults | dict(
+        spike_history=40,       # frames of spikes that `with_history` sees
+        coupling=False)         # whether it sees the spikes of all cells
+    rules = LN.rules | dict(spike_history=(positive_int, _whole), coupling=(boolean, "True or False"))
+
     def __init__(self,
-        *shape, # img_shape and n_units, as of LN
-        spike_history=40, # frames of spikes that `with_history` sees
-        coupling=False, # whether it sees the spikes of all cells
-        **given, # what else LN takes
+        **given, # hyperparameters that differ from `defaults`
     ):
-        super().__init__(*shape, **given)
-        n_units = self.n_units
-        if not (isinstance(spike_history, int) and spike_history >= 1): raise InputError(f"spike_history: expected a whole number of frames, 1 or more, found {spike_history!r}")
-        self.hyperparams.update(spike_history=spike_history, coupling=coupling)
-        self.output, self.coupling, self.joint = GainSoftplus(n_units), coupling, copy.deepcopy(self.linear)
-        self.register_buffer("spike_basis", cosine_basis(spike_history, 8))
-        self.spike_weights = nn.Parameter(torch.full((n_units, n_units if coupling else 1, len(self.spike_basis)), math.nan), requires_grad=False)
-    def spike_filters(self): return self.spike_weights @ self.spike_basis
-    def with_history(self,
-        x, # scaled windows, (batch, history, height, width)
-        spikes, # recorded counts of the frames before the newest, (batch, spike_history, n_units)
-    ): # rates (batch, n_units) Hz
-        "Predict the rates of the newest frames, knowing the spikes before them"
-        return self.output(self.joint(x) + self.past(spikes))
-    def past(self, spikes):
-        "What recorded spikes add to the drive, (batch, n_units)"
-        if self.spike_weights.isnan().any(): raise InputError("spike history: expected a GLM that was solved with spike counts, found one without; give solve the part of the recording")
-        return torch.einsum("btj,njt->bn" if self.coupling else "btn,njt->bn", spikes, self.spike_filters())
+        super().__init__(**given)
+        self.coupling = self.hyperparams["coupling"]
+        self.output = GainSoftplus(self.n_units)
+        self.joint = self.make_filters()
+        self.register_buffer("spike_basis", cosine_basis(self.hyperparams["spike_history"], 8))
+        sources = self.n_units if self.coupling else 1
+        self.spike_weights = _frozen(torch.full((self.n_units, sources, len(self.spike_basis)), math.nan))
+
+    def spike_filters(self): return self.spike_weights @ self.spike_basis # (n_units, sources, spike_history)
+
+    @property
+    def knows_spike_history(self)->bool:
+        "Was it solved on a recording that has spike counts?"
+        return not self.spike_weights.isnan().any().item()
+
+# %% ../nbs/08_baselines.ipynb #374c3276
+@patch
+def past(self:GLM,
+    spikes, # recorded counts of the frames before the newest, (batch, spike_history, n_units)
+)->torch.Tensor: # (batch, n_units)
+    "What recorded spikes add to the drive"
+    if not self.knows_spike_history:
+        raise InputError("spike history: expected a GLM that was solved with spike counts, found one without; "
+                         "solve it on a recording that has them")
+    sources = "btj" if self.coupling else "btn"
+    return torch.einsum(f"{sources},njt->bn", spikes, self.spike_filters())
+
+@patch
+def with_history(self:GLM,
+    x, # scaled windows, (batch, history, height, width)
+    spikes, # recorded counts of the frames before the newest, (batch, spike_history, n_units)
+)->torch.Tensor: # rates (batch, n_units) Hz
+    "Predict the rates of the newest frames, knowing the spikes before them"
+    return self.output(self.joint(self.check_input(x)) + self.past(spikes))
 
 # %% ../nbs/08_baselines.ipynb #5d37f7ee
 def poisson_path(
-    X, # features of the training frames, (frames, n)
-    y, # their rates in units of the gain, (frames,)
-    Xv, # features of the validation frames
-    yv, # their rates
+    data, # FitData, rates in units of the gain
     penalties, # from strong to weak, (n, n) each
     w, # weights to start from, (n,)
     b, # bias to start from
-) -> tuple: # weights (n,) float64, bias, number of the penalty
+)->tuple: # weights (n,) float64, bias, number of the penalty
     "The Poisson fit that is most likely on the validation frames"
-    second, best = (X.T @ X).double()/len(X), (math.inf,)
-    for i, P in enumerate(penalties):
-        w, b = poisson_fit(X, y, P, second, w, b)
-        u = Xv @ w.float() + b
-        loss = (F.softplus(u) - yv*log_softplus(u)).mean().item()
-        if loss >= best[0]: break
-        best = loss, w, b, i
-    return best[1:]
+    second = (data.X.T @ data.X).double()/len(data.X)
+    least, best = math.inf, None
+    for number, penalty in enumerate(penalties):
+        w, b = poisson_fit(data.X, data.y, penalty, second, w, b)
+        drive = data.X_valid @ w.float() + b
+        loss = (F.softplus(drive) - data.y_valid*log_softplus(drive)).mean().item()
+        if loss >= least: break
+        least, best = loss, (w, b, number)
+    return best
 
 # %% ../nbs/08_baselines.ipynb #92e678a7
+_poisson_strengths = strengths[3:]
+
 @patch
-def finish(self:GLM, cell, start, penalty, X, y, Xv, yv, **more):
+def near_basis(self:GLM,
+    window, # CellWindow
+    start, # the cell's filter from the ridge regression, (n_basis*pixels,)
+)->tuple: # from all features to these, (n_basis*pixels, n); their penalty, (n, n)
+    "The features near a cell's centre"
+    penalty = window.penalty(self.locality[window.cell].item())
+    near = penalty.diagonal() < 100*penalty.diagonal().min()
+    basis = self.low_rank_basis(start)
+    rank = basis.shape[1]//len(near)
+    return basis[:, near.repeat(rank)], torch.kron(torch.eye(rank), penalty[near][:, near])
+
+# %% ../nbs/08_baselines.ipynb #4a3554be
+@patch
+def refine(self:GLM,
+    window, # CellWindow
+    data, # its FitData
+    start, # the cell's filter from the ridge regression, (n_basis*pixels,)
+)->tuple: # weights (n_basis*pixels,), bias
     "The filter of one cell by maximum likelihood, without and then with the spikes of the past"
-    near = penalty.diagonal() < 100*penalty.diagonal().min()  # weights further away stay 0
-    fewer = self.few(start) if self.few(start) is not None else torch.eye(len(start))
-    fewer = fewer[:, near.repeat(fewer.shape[1]//len(near))]
-    P = torch.kron(torch.eye(fewer.shape[1]//int(near.sum())), penalty[near][:, near])
-    X, Xv, gain = X @ fewer, Xv @ fewer, 1.5*y.mean().clamp_min(1e-4)
-    P = P*X.square().mean(0).mean(dtype=torch.float64).clamp_min(1e-12)
-    w, b, best = poisson_path(X, y/gain, Xv, yv/gain, [s*P for s in strengths[3:]], torch.zeros(len(P)), math.log(math.expm1(1/1.5)))
-    self.strength[cell], self.output.gain[cell] = strengths[3 + best], gain
-    self.finish_history(cell, X, Xv, self.strength[cell]*P, w, b, fewer, **more)
-    return fewer @ w.float(), b
+    cell = window.cell
+    basis, penalty = self.near_basis(window, start)
+    gain = 1.5*data.y.mean().clamp_min(1e-4)
+    data = data.project(basis).in_units_of(gain)
+    penalty = penalty*data.X.square().mean(0).mean(dtype=torch.float64).clamp_min(1e-12)
+    penalties = [strength*penalty for strength in _poisson_strengths]
+    mean_rate = math.log(math.expm1(1/1.5))                         # the bias whose softplus is the mean rate
+    w, b, number = poisson_path(data, penalties, torch.zeros(len(penalty)), mean_rate)
+    self.strength[cell] = _poisson_strengths[number]
+    self.output.gain[cell] = gain
+    self.fit_spike_history(window, basis, data, self.strength[cell]*penalty, w, b)
+    return basis @ w.float(), b
 
 # %% ../nbs/08_baselines.ipynb #dfb2d793
 @patch
-def finish_history(self:GLM, cell, X, Xv, P, w, b, fewer, shown, judged, part, corner):
-    "Stimulus and spike history of one cell together, from the spike counts"
-    if part is None or part.counts is None: return
-    counts, length = torch.from_numpy(part.counts), self.spike_basis.shape[1]
-    sources = counts if self.coupling else counts[:, cell:cell + 1]
-    def history(i): return torch.einsum("btj,kt->bjk", recent_spikes(sources, i, length, part.blocks), self.spike_basis).flatten(1)
-    X, Xv = (torch.cat([x, torch.cat([history(i) for i in p.index.split(4096)])], 1) for x, p in ((X, shown), (Xv, judged)))
-    n, m = len(P), X.shape[1] - len(P)
-    small = X[:, n:].square().mean().double().clamp_min(1e-12)*torch.eye(m, dtype=torch.float64)
-    y, yv = (counts[p.index, cell]*(1 if part.response == "binned" else part.hz)/self.output.gain[cell] for p in (shown, judged))
-    w, b, _ = poisson_path(X, y, Xv, yv, [torch.block_diag(P, s*small) for s in (1, .1, .01)], torch.cat([w, torch.zeros(m)]), b)
-    self.joint.put(cell, (fewer @ w[:n].float()).view(len(self.joint.basis), -1), b, corner, shown.shift)
-    self.spike_weights[cell] = w[n:].float().view(-1, len(self.spike_basis))
+def spike_features(self:GLM,
+    cell, # its number
+    movie, # Pooled
+)->torch.Tensor: # (frames, sources*8)
+    "What the functions of the past see before each frame, in the cell's own spikes or with coupling in those of all"
+    frames, pieces = movie.frames, []
+    sources = frames.counts if self.coupling else frames.counts[:, cell:cell + 1]
+    for index in movie.index.split(4096):
+        spikes = recent_spikes(sources, index, self.spike_basis.shape[1], frames.blocks)
+        pieces.append(torch.einsum("btj,kt->bjk", spikes, self.spike_basis).flatten(1))
+    return torch.cat(pieces)
+
+# %% ../nbs/08_baselines.ipynb #699bcd61
+@patch
+def spike_targets(self:GLM,
+    cell, # its number
+    movie, # Pooled
+)->torch.Tensor: # (frames,)
+    "The spike counts as rates in units of the gain"
+    frames = movie.frames
+    rate_of_spike = len(frames)/frames.exposure                     # hz, or 1 where rates are counts
+    counts = torch.from_numpy(frames.counts)[movie.index, cell]
+    return counts*rate_of_spike/self.output.gain[cell]
+
+# %% ../nbs/08_baselines.ipynb #744a3580
+@patch
+def with_spikes(self:GLM,
+    window, # CellWindow
+    data, # FitData
+)->FitData: # spike features beside its own, and spike counts for its rates
+    "What stimulus and spike history are fitted to together"
+    cell, train, valid = window.cell, window.train_movie, window.valid_movie
+    return FitData(X=torch.cat([data.X, self.spike_features(cell, train)], 1),
+                   y=self.spike_targets(cell, train),
+                   X_valid=torch.cat([data.X_valid, self.spike_features(cell, valid)], 1),
+                   y_valid=self.spike_targets(cell, valid))
+
+# %% ../nbs/08_baselines.ipynb #b732cd67
+def _past_penalties(
+    penalty, # on the weights of the stimulus, (n, n)
+    past, # spike features, (frames, m)
+)->list: # from strong to weak, (n + m, n + m) each
+    "The same penalty on the stimulus, and a ridge on the past"
+    mean_square = past.square().mean().double().clamp_min(1e-12)
+    on_past = mean_square*torch.eye(past.shape[1], dtype=torch.float64)
+    return [torch.block_diag(penalty, strength*on_past) for strength in (1, 0.1, 0.01)]
+
+# %% ../nbs/08_baselines.ipynb #42455c46
+@patch
+def fit_spike_history(self:GLM,
+    window, # CellWindow
+    basis, # from all features to those that the fit uses, (n_basis*pixels, n)
+    data, # FitData of these features
+    penalty, # on their weights, (n, n)
+    w, # their weights without history, (n,)
+    b, # bias without history
+):
+    "Stimulus and spike history of one cell together, where there are spike counts"
+    if window.train_movie.frames.counts is None: return
+    data, n = self.with_spikes(window, data), len(w)
+    past = data.X[:, n:]
+    no_past = torch.zeros(past.shape[1])
+    w, b, _ = poisson_path(data, _past_penalties(penalty, past), torch.cat([w, no_past]), b)
+    weights = (basis @ w[:n].float()).view(len(self.joint.basis), -1)
+    self.joint.set_filter(window.cell, weights, b, window.corner, window.train_movie.shift)
+    self.spike_weights[window.cell] = w[n:].float().view(-1, len(self.spike_basis))
 
 # %% ../nbs/08_baselines.ipynb #38550d19
+def _check_counts(
+    counts, # of a movie, (time, n_cells)
+    frames, # Frames
+    n_units, # number of cells
+)->torch.Tensor: # float32
+    "The counts fit movie and model, or an InputError"
+    counts = torch.as_tensor(counts, dtype=torch.float32)
+    expected = (len(frames.stimulus), n_units)
+    if counts.shape == expected: return counts
+    raise InputError(f"counts: expected (frames, cells) = {expected}, found {tuple(counts.shape)}")
+
 @patch
 @torch.no_grad()
 def predict_with_history(self:GLM,
     frames, # Frames: where to predict
     counts, # recorded spikes in each frame of their movie, (time, n_units)
-    blocks=(0,), # start frame of each block
-) -> torch.Tensor: # (frames, n_units) Hz
+)->torch.Tensor: # (frames, n_units) Hz, on the CPU
     "What `with_history` says at all frames, knowing the recorded spikes before each of them"
-    counts = torch.as_tensor(counts, dtype=torch.float32)
-    if counts.shape != (len(frames.stimulus), self.n_units): raise InputError(f"counts: expected {(len(frames.stimulus), self.n_units)} for {len(frames.stimulus)} frames and {self.n_units} cells, found {tuple(counts.shape)}")
-    spikes = torch.cat([self.past(recent_spikes(counts, i, self.spike_basis.shape[1], blocks)) for i in torch.from_numpy(frames.index).split(4096)])
-    return self.output(self.joint.stream(Pooled(frames, self.linear.size)) + spikes)
+    counts = _check_counts(counts, frames, self.n_units)
+    drives, device = [], self.spike_basis.device
+    for index in torch.from_numpy(frames.index).split(4096):
+        spikes = recent_spikes(counts, index, self.spike_basis.shape[1], frames.blocks)
+        drives.append(self.past(spikes.to(device)))
+    stimulus_drive = self.joint.stream(Pooled(frames, self.joint.size)).to(device)
+    return self.output(stimulus_drive + torch.cat(drives)).cpu()

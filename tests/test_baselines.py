@@ -16,21 +16,24 @@ def part(n_cells=2, size=(14, 11), frames=1500, response="firing_rate_10ms", see
     counts[1:, -1] += rng.binomial(1, .8, frames - 1)*(counts[:-1, 0] > 0)
     return Part(movie, counts if response == "binned" else 100*counts, response=response, counts=counts, blocks=[0, frames//2])
 
-def solved(model, p, scale="zscore", **more):
-    n, history = len(p), model.img_shape[0]
+def solved(cls, shape, n_units, p, scale="zscore", **options):
+    "A model solved on the first 80 % of the part, what it says about that, and frames of the rest in random order"
+    model = cls(img_shape=shape, n_units=n_units, **options)
+    n, history = len(p), shape[0]
     train = Frames(p, np.arange(0, int(.8*n)), history, scale)
-    valid = Frames(p, np.random.default_rng(0).permutation(np.arange(int(.8*n) + history, n)), history, train.scale)
-    return model, model.solve(train, valid, part=p, progress=False, **more), valid
+    rest = np.arange(int(.8*n) + history, n)
+    valid = Frames(p, np.random.default_rng(0).permutation(rest), history, train.scale)
+    return model, model.initialise(train, valid), valid
 
 @pytest.mark.parametrize("cls", [LN, GLM])
 @pytest.mark.parametrize("shape, n_cells, options", [
     ((8, 14, 11), 2, {}), ((1, 14, 11), 1, {}), ((12, 14, 11), 3, dict(rank=1, n_basis=4)), ((5, 3, 2), 2, dict(window=9)), ((6, 60, 33), 2, dict(window=5)), ((4, 1, 40), 1, dict(pool=1))])
 def test_shapes(cls, shape, n_cells, options):
-    model, summary, valid = solved(cls(shape, n_cells, **options), part(n_cells, shape[1:], 600))
+    model, summary, valid = solved(cls, shape, n_cells, part(n_cells, shape[1:], 600), **options)
     x, _ = valid.__getitems__(range(20))
     rates = model(valid.scale(x))
     assert rates.shape == (20, n_cells) and rates.isfinite().all() and (rates >= 0).all()
-    torch.testing.assert_close(model.predict(valid)[:20], rates, atol=.05, rtol=1e-3)
+    torch.testing.assert_close(model.predict_movie(valid)[:20], rates, atol=.05, rtol=1e-3)
     assert len(json.loads(json.dumps(summary, allow_nan=False))["strength"]) == n_cells
     again = cls(**json.loads(json.dumps(model.hyperparams)))
     again.load_state_dict(model.state_dict())
@@ -38,7 +41,7 @@ def test_shapes(cls, shape, n_cells, options):
 
 @pytest.mark.parametrize("cls", [LN, GLM])
 def test_finds_the_pixel(cls):
-    model, summary, _ = solved(cls((8, 14, 11), 2, pool=1), part(2, frames=3000))
+    model, summary, _ = solved(cls, (8, 14, 11), 2, part(2, frames=3000), pool=1)
     assert min(summary["valid_corr"]) > .3  # Poisson counts in single frames: noise caps it near .5
     peak = model.linear.pooled()[0].abs().flatten().argmax().item()
     assert np.unravel_index(peak, (8, 14, 11)) == (4, 2, 5)  # three frames before the newest
@@ -47,20 +50,21 @@ def test_finds_the_pixel(cls):
 def test_silent_cell_and_still_movie(cls):
     p = part(2, frames=800)
     p.rates[:, 1] = p.counts[:, 1] = 0
-    model, summary, valid = solved(cls((4, 14, 11), 2), p)
-    assert summary["valid_corr"][1] is None and model.predict(valid).isfinite().all() and model.predict(valid)[:, 1].max() < .1
+    model, summary, valid = solved(cls, (4, 14, 11), 2, p)
+    rates = model.predict_movie(valid)
+    assert summary["valid_corr"][1] is None and rates.isfinite().all() and rates[:, 1].max() < .1
     p = part(2, frames=400)
     still = Part(np.full_like(p.stimulus, 90), p.rates, counts=p.counts)
-    model, summary, valid = solved(cls((4, 14, 11), 2), still)
-    torch.testing.assert_close(model.predict(valid).mean(0), torch.from_numpy(still.rates[:320].mean(0)), rtol=.1, atol=1)
+    model, summary, valid = solved(cls, (4, 14, 11), 2, still)
+    torch.testing.assert_close(model.predict_movie(valid).mean(0), torch.from_numpy(still.rates[:320].mean(0)), rtol=.1, atol=1)
 
 def test_coupling_sees_the_other_cell():
     p = part(2, frames=3000)
     found = {}
     for coupling in (False, True):
-        model, _, valid = solved(GLM((6, 14, 11), 2, spike_history=5, coupling=coupling), p)
+        model, _, valid = solved(GLM, (6, 14, 11), 2, p, spike_history=5, coupling=coupling)
         counts = torch.from_numpy(p.counts)[valid.index]
-        rates = model.predict_with_history(valid, p.counts, p.blocks)/100
+        rates = model.predict_with_history(valid, p.counts)/100
         found[coupling] = (counts*rates.log() - rates).mean(0)[1]
         assert model.spike_filters().shape == (2, 2 if coupling else 1, 5)
     assert found[True] > found[False] + .05
@@ -68,22 +72,41 @@ def test_coupling_sees_the_other_cell():
     assert first.argmax() == 4  # the frame before
 
 def test_spike_counts_as_response():
-    model, _, valid = solved(GLM((6, 14, 11), 2), part(2, response="binned"))
+    model, _, valid = solved(GLM, (6, 14, 11), 2, part(2, response="binned"))
+    assert model.knows_spike_history
     rates = model.predict_with_history(valid, part(2).counts)
     np.testing.assert_allclose(rates.mean(0), valid.rates[valid.index].mean(0), rtol=.3)
 
 def test_without_counts():
     p = part(2)
     p.counts = None
-    model, *_ , valid = solved(GLM((6, 14, 11), 2), p)
-    with pytest.raises(InputError, match="give solve the part"): model.predict_with_history(valid, np.zeros(p.rates.shape))
+    model, _, valid = solved(GLM, (6, 14, 11), 2, p)
+    assert not model.knows_spike_history
+    with pytest.raises(InputError, match="solved with spike counts"): model.predict_with_history(valid, np.zeros(p.rates.shape))
 
 @pytest.mark.parametrize("bad", [dict(window=0), dict(n_basis=1.5), dict(rank=0), dict(rank="half"), dict(n_units=0), dict(img_shape=(0, 5, 5))])
 def test_bad_hyperparameters(bad):
     with pytest.raises(InputError, match=next(iter(bad))): LN(**bad)
 
 def test_gradient_reaches_the_stimulus():
-    model, _, valid = solved(LN((4, 14, 11), 1), part(1, frames=500))
+    model, _, valid = solved(LN, (4, 14, 11), 1, part(1, frames=500))
     x = valid.scale(valid.__getitems__(range(30))[0]).requires_grad_()
     model(x).sum().backward()
     assert x.grad.abs().sum() > 0
+
+def test_history_stops_at_the_start_of_a_block():
+    "Spikes before the block in which a frame lies are not seen"
+    p = part(2, frames=800)
+    model, _, _ = solved(GLM, (6, 14, 11), 2, p, spike_history=40)
+    frames = Frames(p, np.arange(405, 415), 6, "unit")   # the second block begins at 400
+    silenced = p.counts.copy()
+    silenced[:400] = 0
+    torch.testing.assert_close(model.predict_with_history(frames, p.counts), model.predict_with_history(frames, silenced))
+
+@pytest.mark.parametrize("cls", [LN, GLM])
+def test_rates_in_the_order_of_the_frames(cls):
+    "Shuffled frames get their own rates"
+    model, _, valid = solved(cls, (6, 14, 11), 2, part(2, frames=600))
+    assert (np.diff(valid.index) < 0).any()
+    x, _ = valid.__getitems__(range(len(valid)))
+    torch.testing.assert_close(model.predict_movie(valid), model(valid.scale(x)), atol=.05, rtol=1e-3)
