@@ -47,7 +47,7 @@ def atomic_write(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/00_data.ipynb #c3abc113
+# %% ../nbs/00_data.ipynb #218f204c
 renamed = {  # module.name of before -> module:name of now
     "data.Problem": "data:InputError",
     "data.whole": "data:atomic_write",
@@ -63,7 +63,7 @@ renamed = {  # module.name of before -> module:name of now
     "bncnn.checked": "bncnn:validate_hyperparams",
     "bncnn.output": "bncnn:output_nonlinearity"}
 
-# %% ../nbs/00_data.ipynb #270804d3
+# %% ../nbs/00_data.ipynb #89cacc8a
 def old_names(
     module_name:str, # `__name__` of a module that lost names
 ): # the `__getattr__` of that module
@@ -142,7 +142,7 @@ def _check_spikes(spikes, n_frames, hz, where):
                              "count seconds from the first frame of this movie")
     return cells
 
-# %% ../nbs/00_data.ipynb #d92f6f43
+# %% ../nbs/00_data.ipynb #1b04621b
 def _check_repeats(test_spikes, n_cells, n_frames, hz):
     "Spike times of every repeat, checked: as many cells in each as in the training part"
     repeats = []
@@ -169,7 +169,7 @@ def _check_piece(piece, size, where):
                          "scale the pixels to 0–255 and convert them with .astype('uint8')")
     return piece
 
-# %% ../nbs/00_data.ipynb #8b4e3ca0
+# %% ../nbs/00_data.ipynb #4b1be571
 def _create_movie(group, piece):
     "An empty dataset for a movie that begins with this piece, in chunks of some 256 kB"
     n, height, width = piece.shape
@@ -192,7 +192,7 @@ def _write_movie(group, stimulus, where):
         raise InputError(f"{where}: expected at least one frame, found none")
     return len(data)
 
-# %% ../nbs/00_data.ipynb #d8b11600
+# %% ../nbs/00_data.ipynb #f5422f13
 def _number_cells(n): return [f"cell{i + 1:02d}" for i in range(n)]
 
 def _write_responses(group, counts, hz):
@@ -203,7 +203,7 @@ def _write_responses(group, counts, hz):
         if rates.ndim == 3: rates = rates.mean(1)
         group[f"response/{name}"] = rates.T
 
-# %% ../nbs/00_data.ipynb #a7fd26f9
+# %% ../nbs/00_data.ipynb #0749d1d3
 def _write_repeats(f, counts, hz):
     "For each cell its rate in every repeat, (repeats, time)"
     rates = smooth(counts, SMOOTHING_S["firing_rate_10ms"], hz)    # (time, repeats, cells)
@@ -262,7 +262,7 @@ def _what_is_wrong(path, error, opened):
     return ("expected a recording, found a file that is damaged or has another layout "
             f"({error}); copy or download it again")
 
-# %% ../nbs/00_data.ipynb #45d10aa8
+# %% ../nbs/00_data.ipynb #a33ed309
 @contextmanager
 def _open(path):
     "Open an HDF5 file for reading; whatever is wrong with it is an `InputError`"
@@ -282,7 +282,7 @@ def _open(path):
     except H5_ERRORS as e:
         raise InputError(f"{path}: {_what_is_wrong(path, e, opened)}") from e
 
-# %% ../nbs/00_data.ipynb #0963e42f
+# %% ../nbs/00_data.ipynb #b1b1e00f
 def _beside(f, name):
     "What the lowest group on the way to `name` holds, in words"
     group = name
@@ -290,7 +290,7 @@ def _beside(f, name):
     names = ", ".join(f[group] if group else f) or "nothing"
     return f"'{group or '/'}' has {names:.200}"
 
-# %% ../nbs/00_data.ipynb #a7979911
+# %% ../nbs/00_data.ipynb #bd5d21b2
 def _dataset(f, name, rank=None):
     "The dataset of numbers `name` of an open file, with so many axes, or an `InputError`"
     x = f.get(name)
@@ -304,7 +304,7 @@ def _dataset(f, name, rank=None):
         raise InputError(f"{where}: expected {rank or 'some'} axes, found shape {x.shape}")
     return x
 
-# %% ../nbs/00_data.ipynb #3f4ea26f
+# %% ../nbs/00_data.ipynb #38ec5887
 def _read(x, *where):
     "Read a dataset, or the part of it at `where`, or say that the file is damaged"
     try: return x[where or ...]
@@ -326,7 +326,7 @@ def _check_rates(rates, where):
                          f"found {rates.min():g}; a rate can't be negative")
     return np.maximum(rates, 0)
 
-# %% ../nbs/00_data.ipynb #689a483b
+# %% ../nbs/00_data.ipynb #47db059c
 def _rates(f, name, cells, n_frames):
     "Responses of the chosen cells, (n_frames, n_cells) float32, checked"
     x = _dataset(f, name, 2)
@@ -365,7 +365,7 @@ def _asked_for(cells, session, path):
     if isinstance(cells, str): return cells.split(",")
     return cells if hasattr(cells, "__iter__") else [cells]
 
-# %% ../nbs/00_data.ipynb #a130a106
+# %% ../nbs/00_data.ipynb #39ef2d17
 def _choose_cells(cells, names, session, path):
     "Indices of the cells that were asked for by index or name, or an `InputError`"
     if cells is None: return list(range(len(names)))
@@ -399,7 +399,7 @@ def _stored_repeats(f, response):
                          f"found {sorted(shapes)}")
     return np.stack(by_cell, 2), None
 
-# %% ../nbs/00_data.ipynb #d821a8f9
+# %% ../nbs/00_data.ipynb #1275725d
 def _repeats(f, response, cells, n_cells, n_frames):
     "Repeats of the chosen cells, (repeats, n_frames, n_cells) float32, and their unit or None"
     if not len(f["test/repeats"]):
@@ -470,7 +470,7 @@ class Part:
     @cached_property
     def stimulus(self): return self._stimulus() if callable(self._stimulus) else self._stimulus
 
-# %% ../nbs/00_data.ipynb #05f16aa7
+# %% ../nbs/00_data.ipynb #d7d8eb39
 @patch(as_prop=True)
 def repeat_rates(self:Part) -> np.ndarray: # (repeats, time, n_cells), or None
     "Repeats in the unit of `rates`, where the unit of the file allows it"
@@ -492,7 +492,7 @@ def _unsmooth(rates, width, hz):
     error = errors[reach:-reach].max()    # a sample may be missing at an end
     return counts if error <= 1e-3*max(rates.max(), 1) else None
 
-# %% ../nbs/00_data.ipynb #837ece9b
+# %% ../nbs/00_data.ipynb #cadd65e2
 @patch(as_prop=True)
 def repeat_counts(self:Part) -> np.ndarray: # (repeats, time, n_cells), or None
     "Spikes in each frame of every repeat: stored, or from smoothed rates where that is possible"
@@ -504,14 +504,14 @@ def repeat_counts(self:Part) -> np.ndarray: # (repeats, time, n_cells), or None
     if counts is None: return None
     return counts.reshape(rates.shape).swapaxes(0, 1).astype(np.float32)
 
-# %% ../nbs/00_data.ipynb #09b669e9
+# %% ../nbs/00_data.ipynb #d930c434
 def _session(path):
     "The published session that names the folder or the file; else the name of the file"
     for name in (path.resolve().parent.name, path.stem):
         if name in well_isolated: return name
     return path.stem
 
-# %% ../nbs/00_data.ipynb #4a6dac50
+# %% ../nbs/00_data.ipynb #f2ce7952
 def _check_groups(f):
     "The groups of a ganglion cell recording are there, or an `InputError`"
     if {"boxes", "lines", "flashes"} & set(f):
@@ -522,7 +522,7 @@ def _check_groups(f):
         raise InputError(f"{f.filename}: expected group '{group}', not there; "
                          f"the file has {', '.join(f) or 'nothing'}")
 
-# %% ../nbs/00_data.ipynb #ab119306
+# %% ../nbs/00_data.ipynb #7518f48a
 def _all_cells(f, response):
     "Names of all cells of a file"
     where = f"train/response/{response}"
@@ -534,7 +534,7 @@ def _all_cells(f, response):
     names = _by_number(name for name in f["test/repeats"] if name not in SMOOTHING_S)
     return names if len(names) == n_cells else _number_cells(n_cells)
 
-# %% ../nbs/00_data.ipynb #3c32f8be
+# %% ../nbs/00_data.ipynb #b35a8594
 def _check_movie(f, name):
     "Frames of a part's movie, or an `InputError`"
     x = _dataset(f, f"{name}/stimulus", 3)
@@ -549,7 +549,7 @@ def _check_movie(f, name):
                          f"found {x.shape[1:]}")
     return len(x)
 
-# %% ../nbs/00_data.ipynb #23759416
+# %% ../nbs/00_data.ipynb #8bfcac70
 def _median_step(time):
     "Seconds from frame to frame; 0.01 for a single frame, NaN where the times are no numbers"
     if len(time) == 1: return .01
@@ -605,14 +605,14 @@ def _response(self:Recording, f, name, n_frames):
     raise InputError(f"{f.filename}: {where}: "
                      f"expected {len(self.all_cells)} cells as in train, found {n_cells}")
 
-# %% ../nbs/00_data.ipynb #ba5d802a
+# %% ../nbs/00_data.ipynb #3515fdf1
 @patch
 def _repeats_and_unit(self:Recording, f, n_frames):
     "Repeats of the test movie for the chosen cells, (repeats, time, n_cells), and what they are"
     repeats, unit = _repeats(f, self.response, self.cells, len(self.all_cells), n_frames)
     return repeats, unit or _unit(f, repeats, self.cells)
 
-# %% ../nbs/00_data.ipynb #a656ead9
+# %% ../nbs/00_data.ipynb #001db0bb
 @patch
 def _part(self:Recording, f, name, blocks):
     "One part of the open file, checked; its movie is read later"
@@ -697,7 +697,7 @@ class LazyMovie:
         "Another process has a cache of its own"
         return LazyMovie, (self.path, self.name, len(self), self.keep)
 
-# %% ../nbs/00_data.ipynb #283e9fc5
+# %% ../nbs/00_data.ipynb #8b3827bc
 @patch
 def n_segments_in_cache(self:LazyMovie,
     frames, # length of a segment
@@ -719,7 +719,7 @@ def index_select(self:LazyMovie,
     slots = self._slots(pieces)[which]
     return self.cache.flatten(0, 1).index_select(0, slots*length + frames % length)
 
-# %% ../nbs/00_data.ipynb #d13a1ae3
+# %% ../nbs/00_data.ipynb #a2d03e02
 @patch
 def _slots(self:LazyMovie, pieces):
     "The slots of these pieces, after those that the cache lacks have been read"
@@ -734,7 +734,7 @@ def _slots(self:LazyMovie, pieces):
     self._read_pieces(pieces[missing])
     return self.slot_of_piece[pieces]
 
-# %% ../nbs/00_data.ipynb #78ef55ea
+# %% ../nbs/00_data.ipynb #b835d81f
 @patch
 def _read_pieces(self:LazyMovie, pieces):
     "Read pieces into the slots that were not used for longest"
@@ -751,7 +751,7 @@ def _read_pieces(self:LazyMovie, pieces):
             self.slot_of_piece[piece] = slot
             self.last_used[slot] = self.clock
 
-# %% ../nbs/00_data.ipynb #01ac6fb8
+# %% ../nbs/00_data.ipynb #63429ba7
 @patch
 def _frame_numbers(self:LazyMovie, index):
     "The frames that a slice, numbers or a mask stand for, from 0, or an IndexError"
@@ -770,7 +770,7 @@ def _read_slice(self:LazyMovie, frames, *pixels):
     with _open(self.path) as f:
         return _read(_dataset(f, self.name, 3), slice(start, max(start, stop)), *pixels)
 
-# %% ../nbs/00_data.ipynb #4d531c56
+# %% ../nbs/00_data.ipynb #0f3aa529
 @patch
 def __getitem__(self:LazyMovie, where):
     first, *pixels = where if isinstance(where, tuple) else (where,)
@@ -795,7 +795,7 @@ def _interneuron_cells(f, stimulus):
         names = np.atleast_1d(stored[()] if isinstance(stored, h5py.Dataset) else stored)
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
-# %% ../nbs/00_data.ipynb #5d2aca14
+# %% ../nbs/00_data.ipynb #9df7502c
 def _interneuron_arrays(f, stimulus):
     "All arrays of one stimulus, time first"
     def read(name, rank=None): return _read(_dataset(f, f"{stimulus}/{name}", rank))
@@ -808,7 +808,7 @@ def _interneuron_arrays(f, stimulus):
     if cells is not None: arrays["cells"] = cells
     return arrays
 
-# %% ../nbs/00_data.ipynb #df2981bd
+# %% ../nbs/00_data.ipynb #3e47fef8
 def read_interneurons(
     path, # a file of interneuron_data
 ) -> dict: # stimulus name ("boxes", "flashes", "lines") -> dict of arrays, time first
@@ -853,7 +853,7 @@ def _stratified(rates, fractions, rng):
     for stratum in np.array_split(order, 10): owner[stratum] = _deal(len(stratum), fractions, rng)
     return owner
 
-# %% ../nbs/00_data.ipynb #fbd90220
+# %% ../nbs/00_data.ipynb #069174e0
 def _segment_length(part, n_parts, guard):
     "Frames of a segment"
     length = max(min(10*part.hz, len(part)/30), 3*guard)
@@ -868,7 +868,7 @@ def _segment_starts(part, length):
         starts.append(np.linspace(start, end, n_segments, endpoint=False).astype(int))
     return np.unique(np.concatenate(starts))
 
-# %% ../nbs/00_data.ipynb #c736a302
+# %% ../nbs/00_data.ipynb #93ef4655
 def _deal_segments(n, fractions, rng):
     "A part number for each of n segments, so that no part goes without where that is possible"
     dealt = _deal(n, fractions, rng)
@@ -878,7 +878,7 @@ def _deal_segments(n, fractions, rng):
         dealt[np.flatnonzero(dealt == largest)[0]] = p
     return dealt
 
-# %% ../nbs/00_data.ipynb #94be61a3
+# %% ../nbs/00_data.ipynb #3be5d937
 def _blocked(part, fractions, history, rng):
     "A part number for every frame, -1 in the guard gaps: whole segments of time"
     guard = guard_frames(part, history)
@@ -895,7 +895,7 @@ def _check_fractions(fractions):
     if len(fractions) and min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-6: return
     raise InputError(f"fractions: expected positive shares that add up to 1, found {tuple(fractions)}")
 
-# %% ../nbs/00_data.ipynb #f8cf98d0
+# %% ../nbs/00_data.ipynb #976f04fb
 def split_frames(
     part, # a Part, usually rec.train
     scheme="blocked", # "blocked", "stratified" or "random"
@@ -945,7 +945,7 @@ def _count_pixels(stimulus, index):
         counts += np.bincount(pixels, minlength=256)
     return counts
 
-# %% ../nbs/00_data.ipynb #26f7991e
+# %% ../nbs/00_data.ipynb #2a09b137
 def fit_scaling(
     name, # "unit", "zscore" or "raw"
     stimulus, # (time, height, width) uint8
@@ -962,7 +962,7 @@ def fit_scaling(
     std = np.sqrt((counts*(values - mean)**2).sum()/counts.sum())
     return Scaling(name, mean, 1/max(std, 1e-6))
 
-# %% ../nbs/00_data.ipynb #d89dba41
+# %% ../nbs/00_data.ipynb #9ade0ff3
 def _with_history(part, index, history):
     "Those frames of `index`, or of all, whose window lies within one block; or an `InputError`"
     usable = full_history(part, history)
@@ -1019,7 +1019,7 @@ class Frames(Dataset):
         windows, rates = self.__getitems__([i])
         return windows[0], rates[0]
 
-# %% ../nbs/00_data.ipynb #51885bc8
+# %% ../nbs/00_data.ipynb #fa7124be
 @patch
 def to(self:Frames,
     device, # where batches are to be made
@@ -1033,7 +1033,7 @@ def to(self:Frames,
     self._index = self._index.to(device)
     return self
 
-# %% ../nbs/00_data.ipynb #a5fb3270
+# %% ../nbs/00_data.ipynb #2084174a
 @patch
 def unique_frames(self:Frames, items):
     "The batch without repetition: frames (n, height, width), window_index (batch, history), rates"
@@ -1051,7 +1051,7 @@ def _is_complete(archive, checksum_file, file_hash):
     if not checksum_file.exists(): return zipfile.is_zipfile(archive)
     return file_hash(str(archive)) == checksum_file.read_text().split()[0]
 
-# %% ../nbs/00_data.ipynb #a0e05adf
+# %% ../nbs/00_data.ipynb #daf9abab
 def _download(url, dest):
     "Download the archive unless it is there, and record its checksum"
     import pooch  # here, as nothing else needs it
@@ -1070,7 +1070,7 @@ def _download(url, dest):
     with atomic_write(checksum_file) as f: f.write_text(f"{checksum}  {archive.name}\n")
     return archive
 
-# %% ../nbs/00_data.ipynb #5c3de906
+# %% ../nbs/00_data.ipynb #9fbc0c61
 def _unpack_file(archive, member, dest):
     "Unpack one file of an open archive, whole, unless it is there"
     out = dest/member.filename
@@ -1082,7 +1082,7 @@ def _unpack_file(archive, member, dest):
         Path(archive.extract(member, folder)).replace(f)
     return out
 
-# %% ../nbs/00_data.ipynb #c476623c
+# %% ../nbs/00_data.ipynb #4a325859
 def _unpack(path, dest, only):
     "Unpack the files whose path has `only` in it, and say which"
     with zipfile.ZipFile(path) as archive:
@@ -1112,5 +1112,5 @@ def fetch(
                          f"found something else or a damaged one ({e}), and removed it; "
                          "check the address, then try again") from None
 
-# %% ../nbs/00_data.ipynb #91815578
+# %% ../nbs/00_data.ipynb #5b036ab0
 __getattr__ = old_names(__name__)

@@ -44,7 +44,7 @@ def test_name_of_before(before):
 
 @pytest.mark.filterwarnings("error")
 def test_unknown_names_are_unknown():
-    with pytest.raises(ImportError, match="cannot import name 'nonsense'"): from retina_nb.data import nonsense
+    with pytest.raises(ImportError, match="cannot import name 'nonsense'"): exec("from retina_nb.data import nonsense", {})
     with pytest.raises(AttributeError, match="^module 'retina_nb.data' has no attribute 'nonsense'$"): retina_nb.data.nonsense
     assert not hasattr(retina_nb.data, "__path__") and getattr(retina_nb.data, "nonsense", 3) == 3
 
