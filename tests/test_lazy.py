@@ -157,9 +157,9 @@ def test_another_process_keeps_its_own(path):
     np.testing.assert_array_equal(other[[5, 3000]], movie[[5, 3000]])
 
 
-def test_pieces_used_last_are_kept(path):
+def test_pieces_used_last_are_kept(tmp_path):
     "Pieces that the cache holds are not read again; the one that was not used for longest makes way"
-    movie = LazyMovie(path, "train/stimulus", 3990, keep=2**15)
+    movie = LazyMovie(write(tmp_path/"noise.h5", 3000, {"chunks": (32, 10, 11)}, size=(10, 11)), "train/stimulus", 3000, keep=2**15)
     length, n = movie.piece_length, movie.n_slots
     def read(*pieces): movie.index_select(0, torch.tensor(pieces)*length)
     read(*range(n))
