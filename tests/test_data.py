@@ -1,8 +1,11 @@
 "What the data notebook can't show in a cell: every layout, damage of every kind, memory, splits and batches for any input, fetching"
 import http.server
+import importlib
+import inspect
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -18,9 +21,61 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.ndimage import gaussian_filter1d
 
-from retina_nb.data import Frames, Part, InputError, Recording, full_history, guard_frames, read_interneurons, SMOOTHING_S, split_frames, well_isolated, write_recording
+import retina_nb.data
+from retina_nb.data import (SMOOTHING_S, Frames, InputError, Part, Recording, full_history, guard_frames, read_interneurons, renamed,
+                            split_frames, well_isolated, write_recording)
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+# ---- names of before
+
+@pytest.mark.parametrize("before", renamed)
+def test_name_of_before(before):
+    "Every old name gives what the new one gives, and says its new place"
+    module, name = before.split(".")
+    new_module, new_name = renamed[before].split(":")
+    old, new = importlib.import_module(f"retina_nb.{module}"), importlib.import_module(f"retina_nb.{new_module}")
+    assert name not in vars(old)
+    with pytest.warns(DeprecationWarning, match=rf"^retina_nb\.{before} is now retina_nb\.{new_module}\.{new_name}; the old name goes with version 0\.3$") as said:
+        assert getattr(old, name) is vars(new)[new_name]
+    assert [w.filename for w in said] == [__file__]
+
+
+@pytest.mark.filterwarnings("error")
+def test_unknown_names_are_unknown():
+    with pytest.raises(ImportError, match="cannot import name 'nonsense'"): exec("from retina_nb.data import nonsense", {})
+    with pytest.raises(AttributeError, match="^module 'retina_nb.data' has no attribute 'nonsense'$"): retina_nb.data.nonsense
+    assert not hasattr(retina_nb.data, "__path__") and getattr(retina_nb.data, "nonsense", 3) == 3
+
+
+def test_import_of_a_name_of_before():
+    with pytest.warns(DeprecationWarning, match="retina_nb.data.Problem is now retina_nb.data.InputError"): from retina_nb.data import Problem
+    assert Problem is InputError
+    old_pickle = pickle.dumps(InputError("x: expected 1, found 2"), 0).replace(b"InputError", b"Problem")
+    with pytest.warns(DeprecationWarning): assert str(pickle.loads(old_pickle)) == "x: expected 1, found 2"
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_looks_through_modules_meets_no_old_name():
+    names = {}
+    exec("from retina_nb.data import *", names)
+    assert names["InputError"] is InputError and "Problem" not in names and "Problem" not in dir(retina_nb.data)
+    assert pickle.loads(pickle.dumps(InputError)) is InputError
+    assert dict(inspect.getmembers(retina_nb.data))["Frames"] is Frames and inspect.getmodule(Frames) is retina_nb.data
+
+
+def test_a_moved_name_imports_its_module_on_demand(tmp_path, monkeypatch):
+    "So a chapter may refer to a later one that imports it"
+    (tmp_path/"pack").mkdir()
+    (tmp_path/"pack"/"__init__.py").touch()
+    (tmp_path/"pack"/"early.py").write_text("from retina_nb.data import old_names\n__getattr__ = old_names(__name__)\n")
+    (tmp_path/"pack"/"late.py").write_text("from . import early\nthing = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(renamed, "early.stuff", "late:thing")
+    early = importlib.import_module("pack.early")
+    assert "pack.late" not in sys.modules
+    with pytest.warns(DeprecationWarning, match="pack.early.stuff is now pack.late.thing"): assert early.stuff == 3
 
 
 # ---- every published layout

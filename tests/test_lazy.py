@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from retina_nb.data import Frames, LazyMovie, InputError, Recording, write_recording
+from retina_nb.data import Frames, InputError, LazyMovie, Recording, write_recording
 from retina_nb.training import Shuffled, fit, model_for, predict, train
 
 rng = np.random.default_rng(0)
@@ -128,7 +128,7 @@ from retina_nb.data import Frames, Recording
 from retina_nb.training import Batches, Shuffled, fit, load_run, model_for, predict
 rec = Recording(sys.argv[1], in_memory=False)
 frames = Frames(rec.train, history=2, scale="zscore")
-mixed = Shuffled(len(frames), 0, stretch=240, together=rec.train.stimulus.stretches(242))
+mixed = Shuffled(len(frames), 0, stretch=240, together=rec.train.stimulus.n_segments_in_cache(242))
 for batch in Batches(mixed, 64): frames.__getitems__(batch)
 class Run: model, scale, name = model_for(rec, history=2, chans=[1, 1]).eval(), frames.scale, "run"
 predict(Run, rec.train.stimulus, batch_size=32)
@@ -153,5 +153,20 @@ def test_another_process_keeps_its_own(path):
     movie = LazyMovie(path, "train/stimulus", 3990, keep=2**15)
     movie[[5, 3000]]
     other = pickle.loads(pickle.dumps(movie))
-    assert other.kept is None and (other.place == -1).all() and other.shape == movie.shape and other.slots == movie.slots
+    assert other.cache is None and (other.slot_of_piece == -1).all() and other.shape == movie.shape and other.n_slots == movie.n_slots
     np.testing.assert_array_equal(other[[5, 3000]], movie[[5, 3000]])
+
+
+def test_pieces_used_last_are_kept(tmp_path):
+    "Pieces that the cache holds are not read again; the one that was not used for longest makes way"
+    movie = LazyMovie(write(tmp_path/"noise.h5", 3000, {"chunks": (32, 10, 11)}, size=(10, 11)), "train/stimulus", 3000, keep=2**15)
+    length, n = movie.piece_length, movie.n_slots
+    def read(*pieces): movie.index_select(0, torch.tensor(pieces)*length)
+    read(*range(n))
+    read(0)
+    read(n)  # in the place of 1, as 0 was used since
+    assert set(movie.piece_in_slot.tolist()) == {0, *range(2, n + 1)}
+    slots = movie.slot_of_piece.clone()
+    read(*range(2, n + 1), 0)
+    assert torch.equal(movie.slot_of_piece, slots)
+    for piece, slot in enumerate(slots.tolist()): assert slot == -1 or movie.piece_in_slot[slot] == piece
