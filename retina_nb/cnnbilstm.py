@@ -31,10 +31,12 @@ class CNNBiLSTM(RateModel):
     ):
         super().__init__(**given)
         h = self.hyperparams
-        if h["convgc"]: raise InputError("CNNBiLSTM: convgc: expected False, as the LSTM keeps no map that a cell could read at its place, found True")
+        if h["convgc"]:
+            raise InputError("CNNBiLSTM: convgc: expected False, as the LSTM keeps no map in which a cell has a place, found True")
         self.cnn_layers, n_features = self.make_cnn()
         dropout = h["dropout"] if h["layers"] > 1 else 0
-        self.bilstm = nn.LSTM(n_features, h["hidden"], h["layers"], batch_first=True, bidirectional=True, dropout=dropout)
+        self.bilstm = nn.LSTM(n_features, h["hidden"], h["layers"], batch_first=True, bidirectional=True,
+                              dropout=dropout)
         self.fc = nn.Linear(2*h["hidden"], self.n_units, bias=h["gc_bias"])
         self.batch_norm_out = nn.BatchNorm1d(self.n_units, eps=1e-3, momentum=h["bn_moment"])
         self.output = output_nonlinearity(h["softplus"])
@@ -51,7 +53,9 @@ class CNNBiLSTM(RateModel):
             shape = (chans, shape[1]//2, shape[2]//2)
         n_features = math.prod(shape)
         if not n_features:
-            raise InputError(f"CNNBiLSTM: expected frames that can be pooled twice, found {h['img_shape'][1]} × {h['img_shape'][2]} pixels; take a larger img_shape")
+            _, height, width = self.img_shape
+            raise InputError(f"CNNBiLSTM: expected frames that can be pooled twice, found {height} × {width} pixels; "
+                             "take a larger img_shape")
         return nn.Sequential(*layers), n_features
 
     def features(self,
@@ -69,7 +73,7 @@ class CNNBiLSTM(RateModel):
         frames = self.check_input(x).flatten(0, 1).unsqueeze(1)
         return self.readout(self.features(frames).unflatten(0, x.shape[:2]))
 
-# %% ../nbs/03_cnnbilstm.ipynb #72dfa73e
+# %% ../nbs/03_cnnbilstm.ipynb #093a1d8e
 class FrameBatch(NamedTuple):
     "The distinct frames of a batch of windows, and where each window finds its own"
     frames: torch.Tensor        # (n, height, width) uint8
@@ -81,7 +85,7 @@ class FrameClips(FrameItems):
         frames, window_index, rates = self.frames.unique_frames(items)
         return FrameBatch(frames, window_index), rates
 
-# %% ../nbs/03_cnnbilstm.ipynb #cc5017b2
+# %% ../nbs/03_cnnbilstm.ipynb #095c9511
 @patch
 def drive_frames(self:CNNBiLSTM,
     frames, # the distinct frames of a batch, (n, height, width), scaled
@@ -91,15 +95,16 @@ def drive_frames(self:CNNBiLSTM,
     lstm = self.bilstm
     features = self.features(frames.unsqueeze(1)).float()
     with torch.autocast(frames.device.type, enabled=False):  # the LSTM takes weights of one precision
-        products = features @ torch.cat([lstm.weight_ih_l0, lstm.weight_ih_l0_reverse]).T  # (n, both directions x 4 gates x hidden)
+        input_weights = torch.cat([lstm.weight_ih_l0, lstm.weight_ih_l0_reverse])
+        products = features @ input_weights.T  # (n, both directions x 4 gates x hidden)
         forward, backward = torch.eye(products.shape[1]).to(products).chunk(2)
         weights = dict(lstm.named_parameters(), weight_ih_l0=forward, weight_ih_l0_reverse=backward)
         start = products.new_zeros(2*lstm.num_layers, len(window_index), lstm.hidden_size)
-        states, *_ = torch.lstm(products[window_index], (start, start), list(weights.values()), True, lstm.num_layers,
-                                lstm.dropout, self.training, True, True)
+        states, *_ = torch.lstm(products[window_index], (start, start), list(weights.values()), True,
+                                lstm.num_layers, lstm.dropout, self.training, True, True)
         return self.batch_norm_out(self.fc(states[:, -1]))
 
-# %% ../nbs/03_cnnbilstm.ipynb #b5f69ada
+# %% ../nbs/03_cnnbilstm.ipynb #22726985
 @patch
 def dataset(self:CNNBiLSTM, frames):
     "Single frames as they are; sequences as clips"
