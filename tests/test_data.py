@@ -603,7 +603,7 @@ for line in sys.stdin:
         finally: os._exit(code)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 '''
-script = 'import sys\nfrom retina_nb.data import retina_fetch\nif __name__ == "__main__":\n    sys.exit(retina_fetch())\n'
+script = 'import sys\nfrom retina_nb.commands import retina_fetch\nif __name__ == "__main__":\n    sys.exit(retina_fetch())\n'
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from retina_nb.data import Frames, InputError, LazyMovie, Recording, write_recording
-from retina_nb.training import Shuffled, fit, model_for, predict, train
+from retina_nb.training import EpochSampler, fit, model_for, predict, train_run
 
 rng = np.random.default_rng(0)
 
@@ -71,20 +71,20 @@ def test_index_beyond_the_end(path):
 @pytest.mark.parametrize("clip", [1, 16])
 def test_order(clip):
     "Every sample once an epoch; what is read at a time is neighbours, and from many places; the same for the same seed"
-    order = Shuffled(10_007, seed=3, clip=clip, stretch=240, together=8)
+    order = EpochSampler(10_007, seed=3, clip_length=clip, segment=240, buffer_segments=8)
     a, again = list(order), list(order)
     order.set_epoch(1)
     b = list(order)
     assert a == again != b and sorted(a) == sorted(b) == list(range(10_007))
     read = np.array(a[:8*240])//240
-    assert len(np.unique(read)) in (8, 9) and len(np.unique(read[:256])) >= 4  # 9: the last stretch is short
-    assert list(Shuffled(500, 3, clip)) == list(Shuffled(500, 3, clip, stretch=500, together=8))
+    assert len(np.unique(read)) in (8, 9) and len(np.unique(read[:256])) >= 4  # 9: the last segment is short
+    assert list(EpochSampler(500, 3, clip)) == list(EpochSampler(500, 3, clip, segment=500, buffer_segments=8))
 
 
 def trained(rec, out, model="bncnn", **more):
     torch.manual_seed(0)
     settings = {"ln": {}, "cnnbilstm": dict(hidden=4), "stacked": dict(pool=1)}.get(model, {}) | (dict(chans=[2, 2], ksizes=[3, 3], noise=0) if model != "ln" else {})
-    return train(rec, model, out, 5, settings, **{**dict(scale="zscore", epochs=1, progress=False), **more})
+    return train_run(rec, model, out, 5, settings, **{**dict(scale="zscore", epochs=1, progress=False), **more})
 
 
 @pytest.mark.parametrize("model", ["bncnn", "cnnbilstm", "stacked", "ln"])
@@ -125,11 +125,11 @@ measure = '''
 import sys
 import numpy as np, torch
 from retina_nb.data import Frames, Recording
-from retina_nb.training import Batches, Shuffled, fit, load_run, model_for, predict
+from retina_nb.training import BatchSampler, EpochSampler, fit, load_run, model_for, predict
 rec = Recording(sys.argv[1], in_memory=False)
 frames = Frames(rec.train, history=2, scale="zscore")
-mixed = Shuffled(len(frames), 0, stretch=240, together=rec.train.stimulus.n_segments_in_cache(242))
-for batch in Batches(mixed, 64): frames.__getitems__(batch)
+mixed = EpochSampler(len(frames), 0, segment=240, buffer_segments=rec.train.stimulus.n_segments_in_cache(242))
+for batch in BatchSampler(mixed, 64): frames.__getitems__(batch)
 class Run: model, scale, name = model_for(rec, history=2, chans=[1, 1]).eval(), frames.scale, "run"
 predict(Run, rec.train.stimulus, batch_size=32)
 print(next(int(l.split()[1])*1024 for l in open("/proc/self/status") if l.startswith("VmHWM")))
