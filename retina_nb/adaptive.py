@@ -112,7 +112,7 @@ class AdaptiveSubunits(RateModel):
         self._add_start()
         self._add_spike_filter()
 
-# %% ../nbs/11_adaptive.ipynb #277e1ea6
+# %% ../nbs/11_adaptive.ipynb #0043ccb4
 @patch
 def _add_window(self:AdaptiveSubunits):
     "The pooled frame, and the window in it that each cell sees"
@@ -126,7 +126,7 @@ def _add_window(self:AdaptiveSubunits):
     self.register_buffer("grey", torch.tensor(.5))                               # mean of the movie
     self.register_buffer("unit", torch.ones(self.n_units))                       # mean excitation
 
-# %% ../nbs/11_adaptive.ipynb #b6469337
+# %% ../nbs/11_adaptive.ipynb #ee36c1b4
 @patch
 def _per_cell(self:AdaptiveSubunits, value, *shape):
     "A parameter of each cell, with one value everywhere"
@@ -141,7 +141,7 @@ def _add_fields(self:AdaptiveSubunits):
     self.log_width = self._per_cell(math.log(side/40), self.pathways)   # of the centre, pooled pixels
     self.log_ratio = self._per_cell(math.log(1.5), self.pathways)       # how much wider the surround is
 
-# %% ../nbs/11_adaptive.ipynb #8ddfd5d5
+# %% ../nbs/11_adaptive.ipynb #e9f5a171
 @patch
 def _add_subunits(self:AdaptiveSubunits):
     "What the subunits make of what they see"
@@ -153,7 +153,7 @@ def _add_subunits(self:AdaptiveSubunits):
     self.log_weight = self._per_cell(-math.log(paths*n_subunits), paths, n_subunits)
     self.late = self._per_cell(0, paths, n_subunits)            # delay, frames
 
-# %% ../nbs/11_adaptive.ipynb #fb02a830
+# %% ../nbs/11_adaptive.ipynb #8c212a4c
 @patch
 def _add_gain_control(self:AdaptiveSubunits):
     "How strong the gain control is and how long it remembers, and what follows it"
@@ -162,7 +162,7 @@ def _add_gain_control(self:AdaptiveSubunits):
     self.slope = self._per_cell(1)
     self.bias = self._per_cell(0)
 
-# %% ../nbs/11_adaptive.ipynb #d287d096
+# %% ../nbs/11_adaptive.ipynb #4e5b5c6b
 @patch
 def _add_start(self:AdaptiveSubunits):
     "Where the parameters with a prior start, and how much data there is"
@@ -208,7 +208,7 @@ def delay(
     shift = torch.polar(torch.ones_like(phase), phase)
     return torch.fft.irfft(torch.fft.rfft(kernels, 2*n)*shift, 2*n)[..., :n]
 
-# %% ../nbs/11_adaptive.ipynb #4fbf8017
+# %% ../nbs/11_adaptive.ipynb #e061d6f0
 @patch
 def kernels(self:AdaptiveSubunits):
     "Time courses, newest frame first, (n_units, pathways, centre and surround, subunits, history)"
@@ -256,7 +256,7 @@ def currents(self:AdaptiveSubunits,
     weights = self.log_weight.exp().unflatten(1, (2, -1))
     return torch.einsum("nqpjbt,nqpj->qbtn", outputs, weights)/self.unit
 
-# %% ../nbs/11_adaptive.ipynb #6df10fd0
+# %% ../nbs/11_adaptive.ipynb #8bba4716
 @patch
 def gain_controlled(self:AdaptiveSubunits,
     currents, # excitation and inhibition, (2, batch, time, n_units)
@@ -282,7 +282,7 @@ def drive(self:AdaptiveSubunits,
         drive, _ = self.gain_controlled(currents, mean_excitation)
         return drive[:, -1]
 
-# %% ../nbs/11_adaptive.ipynb #78019b50
+# %% ../nbs/11_adaptive.ipynb #d4c7f426
 class SegmentBatch(NamedTuple):
     "Segments of a movie, and which of their frames are wanted"
     frames: torch.Tensor      # (segments, time, height, width), from the history of the first frame on
@@ -303,7 +303,7 @@ def warmed_up_drive(self:AdaptiveSubunits,
     drive, _ = self.gain_controlled(currents*in_block[..., None], state)
     return drive.flatten(0, 1)[batch.targets]
 
-# %% ../nbs/11_adaptive.ipynb #bfe35964
+# %% ../nbs/11_adaptive.ipynb #40d49bfa
 @patch
 def drive_segments(self:AdaptiveSubunits,
     batch, # SegmentBatch, its frames scaled
@@ -337,7 +337,7 @@ def _segments(
     parts = np.split(index, cuts[1:])
     return [_Segment(first[i], (starts[block[i]], ends[block[i]]), part) for i, part in zip(cuts, parts)]
 
-# %% ../nbs/11_adaptive.ipynb #c9b0f095
+# %% ../nbs/11_adaptive.ipynb #ba268035
 class Segments(FrameItems):
     "Segments of a movie, each with the seconds before it, and the rates at those frames that belong to the split"
     def __init__(self,
@@ -368,7 +368,7 @@ class Segments(FrameItems):
         index = torch.from_numpy(np.concatenate([s.index for s in segments])).to(self.frames.rates.device)
         return SegmentBatch(movies, torch.from_numpy(targets), self.warmup, block_start), self.frames.rates[index]
 
-# %% ../nbs/11_adaptive.ipynb #1e5d2f14
+# %% ../nbs/11_adaptive.ipynb #6f0e9b70
 @patch
 def dataset(self:AdaptiveSubunits, frames): return Segments(frames)
 
@@ -388,7 +388,7 @@ def _wanted_by_block(frames):
         wanted = np.sort(frames.index[(frames.index >= start) & (frames.index < end)])
         if len(wanted): yield start, wanted
 
-# %% ../nbs/11_adaptive.ipynb #da55e153
+# %% ../nbs/11_adaptive.ipynb #4231a364
 @patch
 def scan(self:AdaptiveSubunits,
     frames, # Frames
@@ -404,7 +404,7 @@ def scan(self:AdaptiveSubunits,
             index = wanted[(wanted >= first) & (wanted < last)]
             yield index, drive[0, index - first]
 
-# %% ../nbs/11_adaptive.ipynb #b28ee6f6
+# %% ../nbs/11_adaptive.ipynb #cb29c660
 @patch
 def drive_movie(self:AdaptiveSubunits,
     frames, # Frames
@@ -442,7 +442,7 @@ def _fold_sums(pieces, rates, n_places, n_folds):
     gram, xy = (torch.stack(values) for values in zip(*sums))
     return by_fold(gram), by_fold(xy), by_fold(torch.tensor(sizes))
 
-# %% ../nbs/11_adaptive.ipynb #b01d778a
+# %% ../nbs/11_adaptive.ipynb #e3e909b8
 def _weak_ridge(
     gram, # (places, n_basis + 1, n_basis + 1)
 ): # of the same shape
@@ -504,7 +504,7 @@ def whitening(
     variance, axes = torch.linalg.eigh(C)
     return axes*(variance + least*variance.mean()).clamp_min(1e-12).rsqrt()
 
-# %% ../nbs/11_adaptive.ipynb #64201c53
+# %% ../nbs/11_adaptive.ipynb #837d6cb9
 class Guess(NamedTuple):
     "Roughly where, how wide and when each cell looks"
     center: torch.Tensor # (n_cells, 2) pixels
@@ -512,7 +512,7 @@ class Guess(NamedTuple):
     course: torch.Tensor # time courses, newest frame last, (n_cells, history)
     on_off: bool         # do ON and OFF drive the cells alike?
 
-# %% ../nbs/11_adaptive.ipynb #00de19aa
+# %% ../nbs/11_adaptive.ipynb #80787179
 class CoarseFeatures:
     "What a few functions of time see in a coarse movie, and the rates of the cells"
     def __init__(self,
@@ -534,7 +534,7 @@ class CoarseFeatures:
         kept = coarse.index//piece % step == 0
         coarse.index, coarse.rates = coarse.index[kept], coarse.rates[kept]
 
-# %% ../nbs/11_adaptive.ipynb #eacccfaf
+# %% ../nbs/11_adaptive.ipynb #358ef282
 @patch
 def guess(self:CoarseFeatures,
     score, # a cell looks where it is highest, (n_cells, height, width)
@@ -552,7 +552,7 @@ def guess(self:CoarseFeatures,
         courses.append(self.basis.T @ course_at(cell, place).float())
     return Guess(torch.stack(centers), torch.stack(spreads), torch.stack(courses), on_off)
 
-# %% ../nbs/11_adaptive.ipynb #bf198916
+# %% ../nbs/11_adaptive.ipynb #e9d99d94
 @patch
 def linear_course(self:CoarseFeatures,
     cell, # its number
@@ -571,7 +571,7 @@ def energy(self:CoarseFeatures):
     weights = ridge(self.gram, self.xy, torch.eye(len(self.gram)), .3)
     return weights.T.unflatten(1, (-1, *self.shape)).square().sum(1)
 
-# %% ../nbs/11_adaptive.ipynb #cfbf65e9
+# %% ../nbs/11_adaptive.ipynb #ae82a125
 @patch
 def from_all_places(self:CoarseFeatures)->Guess:
     "From one regression on all places"
@@ -585,7 +585,7 @@ def from_each_place(self:CoarseFeatures)->Guess:
     gain = local_gain(self.pieces, self.coarse.rates, self.shape)
     return self.guess(gain, self.energy(), 2, self.linear_course, on_off=False)
 
-# %% ../nbs/11_adaptive.ipynb #6a7bc144
+# %% ../nbs/11_adaptive.ipynb #d898f669
 @patch
 def _features_around(self:CoarseFeatures, place):
     "Features of the 3 × 3 places around a place, (frames, n_basis, places)"
@@ -646,7 +646,7 @@ def initialise(self:AdaptiveSubunits,
     for name in self.prior_sd: getattr(self, f"start_{name}").copy_(getattr(self, name))
     self.exposure.fill_(frames.exposure)
 
-# %% ../nbs/11_adaptive.ipynb #ca849848
+# %% ../nbs/11_adaptive.ipynb #76a13f40
 @patch
 def _choose_guess(self:AdaptiveSubunits,
     guesses, # Guesses
@@ -696,7 +696,7 @@ def _place_around(self:AdaptiveSubunits,
     self.place.copy_(center[:, None, None] + offsets)
     self.log_width.copy_((reach*spread/2).log())
 
-# %% ../nbs/11_adaptive.ipynb #4083840d
+# %% ../nbs/11_adaptive.ipynb #33351775
 @patch
 def apply_guess(self:AdaptiveSubunits,
     guess, # Guess
@@ -726,7 +726,7 @@ def sample_batches(self:AdaptiveSubunits,
         batches.append((batch, rates.to(device)))
     return batches
 
-# %% ../nbs/11_adaptive.ipynb #56172ef9
+# %% ../nbs/11_adaptive.ipynb #ae0fe60a
 def _mean_over(batches, statistic): return torch.stack([statistic(x) for x in batches]).mean(0)
 
 @patch
@@ -756,7 +756,7 @@ def calibrate(self:AdaptiveSubunits,
     drive = [self.warmed_up_drive(c, batch) for c, (batch, _) in zip(currents, batches)]
     return self.fit_output(torch.cat(drive), torch.cat([rates for _, rates in batches]))
 
-# %% ../nbs/11_adaptive.ipynb #36ee207f
+# %% ../nbs/11_adaptive.ipynb #327177fc
 def _minimise(
     loss, # function of nothing, scalar
     params, # tensors that it depends on
