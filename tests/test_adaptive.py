@@ -4,16 +4,19 @@ import pandas as pd
 import pytest
 import torch
 
-from retina_nb.data import Recording, write_recording
+from retina_nb.commands import retina_predict, retina_train
+from retina_nb.data import Frames, Recording, write_recording
 from retina_nb.results import results_table
-from retina_nb.training import load_run, predict, retina_predict, retina_train, train
+from retina_nb.training import load_run, predict, train_run
 
 
 def record(path, shape, cells=2, frames=1500, hz=100, silent=False, still=False):
     "Noise, and cells that follow a pixel of it"
     rng = np.random.default_rng(0)
 
-    def movie(n): return np.full((n, *shape), 90, np.uint8) if still else rng.integers(0, 256, (n, *shape), dtype=np.uint8)
+    def movie(n):
+        if still: return np.full((n, *shape), 90, np.uint8)
+        return rng.integers(0, 256, (n, *shape), dtype=np.uint8)
 
     def spikes(m):
         rate = np.maximum(0, 128. - m.reshape(len(m), -1)[:, :cells])/4
@@ -21,7 +24,8 @@ def record(path, shape, cells=2, frames=1500, hz=100, silent=False, still=False)
         return [np.repeat(np.arange(len(k)), k)/hz for k in rng.poisson(np.roll(rate, 2, 0)/100).T]
 
     shown, test = movie(frames), movie(400)
-    return write_recording(path, shown, spikes(shown), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)], hz=hz, blocks=[0, frames//2])
+    return write_recording(path, shown, spikes(shown), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)],
+                           hz=hz, blocks=[0, frames//2])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def test_stop_resume_predict(recording, tmp_path):
     a, b = load_run(tmp_path/"whole"), load_run(tmp_path/"stopped")
     pd.testing.assert_frame_equal(a.history.drop(columns="seconds"), b.history.drop(columns="seconds"), check_exact=True)
     for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()): assert torch.equal(x, y)
-    assert a.config["lr"] == .03 and a.config["model"] == "AdaptiveSubunits"
+    assert a.config["lr"] == .03 and a.model_name == "AdaptiveSubunits"
 
     retina_predict(run=str(tmp_path/"whole"), data=str(recording), part="train", out=str(tmp_path/"rates.npz"))
     rates = np.load(tmp_path/"rates.npz")["rates"]
@@ -48,7 +52,7 @@ def test_stop_resume_predict(recording, tmp_path):
 def test_pieces_and_blocks(recording, tmp_path):
     "Neither the pieces nor the wanted frames change a rate; a block knows nothing of the one before"
     rec = Recording(recording)
-    run = train(rec, "adaptive", tmp_path/"run", history=6, epochs=1, progress=False)
+    run = train_run(rec, "adaptive", tmp_path/"run", history=6, epochs=1, progress=False)
     movie, blocks = rec.train.stimulus, rec.blocks
     whole = predict(run, movie, blocks)
     some = np.array([7, 300, 301, 760, 1499])
@@ -56,30 +60,42 @@ def test_pieces_and_blocks(recording, tmp_path):
     np.testing.assert_allclose(part[some], whole[some], rtol=1e-3)
     assert np.isnan(np.delete(part, some, 0)).all()
     np.testing.assert_allclose(predict(run, movie[750:])[5:], whole[755:], rtol=1e-3)
-    model = run.model
-    with torch.no_grad(): pieces = np.concatenate([model.output(u).numpy() for _, u in model.walk(movie, run.scale, blocks, np.arange(len(movie)), chunk=64)])
-    np.testing.assert_allclose(pieces[5:750], whole[5:750], rtol=1e-3)
+    frames = Frames(rec.train, None, 6, run.scale)
+    with torch.no_grad(): pieces = run.model.output(run.model.drive_movie(frames, length=64))
+    np.testing.assert_allclose(pieces, whole[frames.index], rtol=1e-3)
+    backwards = Frames(rec.train, frames.index[::-1], 6, run.scale)
+    with torch.no_grad(): np.testing.assert_allclose(run.model.predict_movie(backwards).flip(0), whole[frames.index], rtol=1e-3)
 
 
-@pytest.mark.parametrize("more, history", [
-    (dict(shape=(6, 7)), 4), (dict(shape=(12, 12)), 1), (dict(shape=(3, 2), cells=1), 5), (dict(shape=(8, 10), silent=True), 8), (dict(shape=(8, 10), still=True), 8),
-    (dict(shape=(120, 90), frames=700), 10), (dict(shape=(1, 40)), 4), (dict(shape=(10, 10), hz=1000), 40), (dict(shape=(10, 10), hz=30), 12)])
-def test_unusual_recordings(tmp_path, more, history):
-    rec = Recording(record(tmp_path/"r.h5", **more))
-    rates = predict(train(rec, "adaptive", tmp_path/"run", history=history, epochs=2, progress=False), rec.test.stimulus)
+@pytest.mark.parametrize("kind, history", [
+    (dict(shape=(6, 7)), 4),
+    (dict(shape=(12, 12)), 1),
+    (dict(shape=(3, 2), cells=1), 5),
+    (dict(shape=(8, 10), silent=True), 8),
+    (dict(shape=(8, 10), still=True), 8),
+    (dict(shape=(120, 90), frames=700), 10),
+    (dict(shape=(1, 40)), 4),
+    (dict(shape=(10, 10), hz=1000), 40),
+    (dict(shape=(10, 10), hz=30), 12)])
+def test_unusual_recordings(tmp_path, kind, history):
+    rec = Recording(record(tmp_path/"r.h5", **kind))
+    run = train_run(rec, "adaptive", tmp_path/"run", history=history, epochs=2, progress=False)
+    rates = predict(run, rec.test.stimulus)
     assert np.isfinite(rates[history - 1:]).all() and (rates[history - 1:] >= 0).all()
-    if "silent" in more: assert rates[history:, 0].max() < 1
+    if "silent" in kind: assert rates[history:, 0].max() < 1
 
 
-@pytest.mark.parametrize("more", [dict(split="random"), dict(split="stratified"), dict(precision="bf16-mixed", accelerator="cpu")], ids=str)
-def test_splits_and_precision(recording, tmp_path, more):
-    run = train(Recording(recording), "adaptive", tmp_path/"run", history=6, epochs=1, progress=False, **more)
+@pytest.mark.parametrize("options", [dict(split="random"), dict(split="stratified"), dict(precision="bf16-mixed", accelerator="cpu")], ids=str)
+def test_splits_and_precision(recording, tmp_path, options):
+    run = train_run(Recording(recording), "adaptive", tmp_path/"run", history=6, epochs=1, progress=False, **options)
     assert np.isfinite(run.results["valid_loss"])
 
 
 def test_spike_history(tmp_path):
     "A cell that falls silent for 30 ms after a spike: the filter finds it, the table shows it apart"
-    rng, movie = np.random.default_rng(0), lambda n: rng.integers(0, 256, (n, 6, 6), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+
+    def movie(n): return rng.integers(0, 256, (n, 6, 6), dtype=np.uint8)
 
     def spikes(m):
         counts = rng.poisson(np.full(len(m), .3))
@@ -88,10 +104,14 @@ def test_spike_history(tmp_path):
 
     shown, test = movie(3000), movie(400)
     path = write_recording(tmp_path/"r.h5", shown, spikes(shown), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)])
-    run = train(Recording(path), "adaptive", tmp_path/"run", history=4, epochs=1, progress=False, settings=dict(spike_history=10))
-    w = run.model.spike_weights[0]
-    after = w[:-1] @ run.model.spike_basis
+    options = dict(history=4, epochs=1, progress=False)
+    run = train_run(Recording(path), "adaptive", tmp_path/"run", settings=dict(spike_history=10), **options)
+    assert run.model.knows_spike_history
+    weights = run.model.spike_weights[0]
+    after = weights[:-1] @ run.model.spike_basis
     assert (after[-3:] < -1).all() and after[:4].abs().max() < after[-3:].abs().min()
     plain, seeing = results_table([run]).itertuples()
     assert seeing.model == "AdaptiveSubunits with spike history" and seeing.bits_per_spike > plain.bits_per_spike + .1
-    assert "with spike history" not in " ".join(results_table([train(Recording(path), "adaptive", tmp_path/"plain", history=4, epochs=1, progress=False)]).model)
+    without = train_run(Recording(path), "adaptive", tmp_path/"plain", **options)
+    assert not without.model.knows_spike_history
+    assert "with spike history" not in " ".join(results_table([without]).model)
