@@ -1,4 +1,6 @@
-"Metrics: properties that must hold for any input."
+"Metrics: properties that must hold for any input"
+
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -156,15 +158,16 @@ def test_no_frames_and_one_frame():
 
 def test_what_is_wrong_is_said():
     repeats, yhat = sample(0)
-    wrong = [(lambda: pearson(repeats[0], yhat[:-1]), "199 frames and 3 cells, the response 200 and 3"),
+    wrong = [(lambda: pearson(repeats[0], yhat[:-1]), "expected 200 frames and 3 cells as in the response, found 199 and 3"),
              (lambda: pearson(repeats[0, :, 0], yhat), "shape (frames, cells), found (200,)"),
              (lambda: pearson(repeats, yhat), "shape (frames, cells), found (4, 200, 3)"),
              (lambda: cc_norm(repeats[0], yhat), "shape (repeats, frames, cells)"),
              (lambda: cc_max(repeats[:1]), "at least 2"), (lambda: oracle(repeats[:1]), "at least 2"), (lambda: feve(repeats[:1], yhat), "at least 2"),
-             (lambda: pearson(np.array([["a"]]), yhat), "should be numbers"), (lambda: bits_per_spike(repeats[0], yhat), "0 or more"),
+             (lambda: pearson(np.array([["a"]]), yhat), "expected numbers, found <U1"), (lambda: bits_per_spike(repeats[0], yhat), "0 or more"),
              (lambda: batch_correlation(repeats[0], yhat, 0), "1 or more"), (lambda: bootstrap(len, repeats), "expected one of pearson"),
-             (lambda: bootstrap(pearson, repeats, yhat, block=150), "fewer than two blocks"),
-             (lambda: paired(pearson, repeats, yhat, yhat[:5]), "expected the same")]
+             (lambda: bootstrap(pearson, repeats, yhat, block=150), "expected at least two blocks of 150 frames, found 200 frames"),
+             (lambda: paired(pearson, repeats, yhat, yhat[:5]), "expected one shape, found (200, 3) and (5, 3)"),
+             (lambda: bootstrap(cc_max, repeats[0, :, 0]), "shape (repeats, frames, cells), found (200,)")]
     for call, words in wrong:
         with pytest.raises(InputError) as e: call()
         assert words in str(e.value) and "\n" not in str(e.value)
@@ -177,6 +180,29 @@ def test_a_prediction_of_zero_is_finite_and_bad():
     scores = [bits_per_spike(counts, p)[0] for p in (worse, wrong, np.full((100, 1), .1))]
     assert np.isfinite(scores).all() and scores[0] < scores[1] < scores[2] and abs(scores[2]) < 1e-12
     np.testing.assert_allclose(bits_per_spike(counts, -worse), bits_per_spike(counts, np.zeros((100, 1))))   # below zero counts as zero
+
+
+def test_many_repeats_need_little_memory():
+    "All covariances of 219 repeats would be 19 GB for a thousand resamples of 48 cells, and 1.6 GB here"
+    repeats, yhat = sample(0, R=219, T=400, n=4)
+    tracemalloc.start()
+    samples = bootstrap(cc_norm, repeats, yhat)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e8 and np.isfinite(samples).all()
+    weights = np.random.default_rng(0).multinomial(4, np.full(4, 1/4), 1000)
+    frames = np.concatenate([np.arange(100*b, 100*b + 100) for b in np.repeat(np.arange(4), weights[7])])
+    for metric in (cc_norm, feve): np.testing.assert_allclose(bootstrap(metric, repeats, yhat)[7], metric(repeats[:, frames], yhat[frames]), rtol=1e-9)
+    for metric in (cc_max, signal_power, oracle): np.testing.assert_allclose(bootstrap(metric, repeats)[7], metric(repeats[:, frames]), rtol=1e-9)
+
+
+def test_one_repeat_that_varies_a_thousand_times_more():
+    "It dominates the sum of the repeats, and yet the others keep their correlations"
+    repeats, _ = sample(0)
+    repeats[0] *= 1e3
+    others = [np.delete(repeats, r, 0).mean(0) for r in range(4)]
+    expected = np.mean([pearson(one, mean) for one, mean in zip(repeats, others)], 0)
+    np.testing.assert_allclose(oracle(repeats), expected, rtol=1e-9)
 
 
 def test_known_signal_and_noise():

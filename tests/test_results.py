@@ -1,4 +1,4 @@
-"Tables, reports and commands: whole road, odd recordings, mistakes"
+"Tables, reports and commands: the whole way, odd recordings, mistakes"
 import json
 import os
 import subprocess
@@ -10,10 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
-from retina_nb import results
+from retina_nb import report
 from retina_nb.bncnn import BNCNN, hyperparams
+from retina_nb.commands import retina_demo, retina_results
 from retina_nb.data import InputError, Recording, write_recording
-from retina_nb.results import beside_published, cells_table, columns, differences, evaluate, headline, pearson, results_table, retina_demo, retina_results, write_results
+from retina_nb.report import Section, html_report, rates_figure, summary_sentence, write_results
+from retina_nb.results import (beside_published, cells_table, columns, differences, evaluate, evaluations, pearson,
+                               results_table)
 from retina_nb.stacked import LinearStackedBNCNN
 from retina_nb.training import fit, load_run, predict, train
 
@@ -51,7 +54,7 @@ def runs(tmp_path_factory):
 def shell(folder, command, *args):
     "Run a command as its console script does"
     script = folder/command
-    script.write_text(f"import sys\nfrom retina_nb.results import {command}\nif __name__ == '__main__': sys.exit({command}())\n")
+    script.write_text(f"import sys\nfrom retina_nb.commands import {command}\nif __name__ == '__main__': sys.exit({command}())\n")
     return subprocess.run([sys.executable, script, *map(str, args)], capture_output=True, text=True, cwd=folder,
                           env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"})
 
@@ -100,7 +103,21 @@ def test_few_training_frames_are_enough(runs):
     run = load_run(runs[0].path)
     index, y, yhat = evaluate(run, train_frames=100)["train"]
     assert len(index) == len(y) == len(yhat) == 100 and np.isin(index, run.split[0]).all() and index[-1] == run.split[0][-1]
-    results.rates_figure(run)                                       # predicts what it shows
+    few = evaluations([run], train_frames=100)
+    rates_figure(few[0])                                            # predicts what it shows
+    assert results_table(few).train_corr[0] == pytest.approx(pearson(y, yhat).mean())
+    assert len(evaluate(run)["train"].index) == len(run.split[0]) and len(evaluate(run, 100)["train"].index) == 100
+
+
+def test_nothing_is_predicted_twice(runs, tmp_path, monkeypatch):
+    "Whatever is asked for, in whatever order, of runs or of evaluations"
+    some = [load_run(run.path) for run in runs]
+    table = results_table(some)
+    monkeypatch.setattr("retina_nb.results.predict", lambda *args: pytest.fail("predicted again"))
+    write_results(some, tmp_path/"out")
+    write_results(evaluations(some), tmp_path/"out")
+    assert results_table(some[::-1]).test_corr.tolist() == table.test_corr.tolist()
+    assert not {"_evaluated", "_scored"} & set(vars(some[0]))
 
 
 def test_several_recordings(runs, tmp_path):
@@ -116,8 +133,8 @@ def test_counts_one_repeat_short_movie(tmp_path):
     rec = Recording(record(tmp_path/"counts.h5"), response="binned")
     assert rec.test.unit == "firing_rate_10ms"
     counting, rating = tiny(rec, tmp_path/"counts"), tiny(Recording(rec.path), tmp_path/"rates")
-    index, _, rates = evaluate(rating)["test"]
-    evaluate(counting)["test"] = index, rec.test.rates, rates/rec.hz     # the same prediction, in spikes per frame
+    rated = evaluate(rating)["test"]
+    evaluate(counting)["test"] = rated._replace(recorded=rec.test.rates, rates=rated.rates/rec.hz)    # the same prediction, in spikes per frame
     units = ["cc_norm", "feve", "bits_per_spike"]
     np.testing.assert_allclose(results_table([counting])[units], results_table([rating])[units], rtol=1e-5)
     once = tiny(Recording(record(tmp_path/"once.h5", repeats=1, test=150)), tmp_path/"once")
@@ -132,7 +149,7 @@ def test_written_whole_or_not_at_all(runs, tmp_path, monkeypatch):
     write_results(runs[:1], tmp_path/"out")
     before = {f: f.read_bytes() for f in (tmp_path/"out").rglob("*") if f.is_file()}
     (tmp_path/"out"/"mine.txt").write_text("kept")
-    monkeypatch.setattr(results, "rates_figure", lambda run: 1/0)
+    monkeypatch.setattr(report, "rates_figure", lambda run: 1/0)
     for out in (tmp_path/"out", tmp_path/"new"):
         with pytest.raises(ZeroDivisionError): write_results(runs, out)
     assert not (tmp_path/"new").exists() and all(f.read_bytes() == b for f, b in before.items())
@@ -189,8 +206,14 @@ def test_demo(tmp_path):
 
 
 def test_names_are_escaped(runs):
-    page = results._html([("<b>", "a < b", pd.DataFrame({"model": ["<i>"]}), None)], {}, ["x & y"])
-    assert "<b>" not in page and "<i>" not in page and "x &amp; y" in page
+    page = html_report([Section("<b>", "a < b", pd.DataFrame({"<u>": ["<i>"]}))], {}, ["x & y"])
+    assert "<b>" not in page and "<i>" not in page and "<u>" not in page and "x &amp; y" in page
+
+
+def test_nothing_is_cut_in_the_page():
+    long = "GLM with spike history, 15-10-07 (" + "x"*200 + ")"
+    page = html_report([Section("Results", "", pd.DataFrame({"model": [long], "test_corr": ["0.5 [0.4, 0.6]"]}))], {}, [])
+    assert long.replace(", ", ",&nbsp;") in page and "<th>test_<wbr>corr</th>" in page and "<td>0.5<br>[0.4,&nbsp;0.6]</td>" in page
 
 
 def test_no_runs(tmp_path):
@@ -214,16 +237,17 @@ def test_glm_with_and_without_spike_history(tmp_path):
     runs = [train(rec, "glm", tmp_path/"glm", history=6, progress=False), train(rec, "ln", tmp_path/"ln", history=6, progress=False)]
     table = results_table(runs)
     assert table.model.tolist()[-1] == "GLM with spike history" and set(table.model) == {"GLM", "LN", "GLM with spike history"}
-    assert not differences(runs).model.str.contains("spike").any() and "GLM with spike history" not in headline(runs)
-    told, glm, counts = runs[0]._with_spikes, runs[0].model, rec.test.repeat_counts
+    assert not differences(runs).model.str.contains("spike").any() and "GLM with spike history" not in summary_sentence(runs)
+    told, glm, counts = evaluations(runs)[-1], runs[0].model, rec.test.repeat_counts
+    assert told.knows_spikes and told.run is runs[0]
     np.testing.assert_allclose(counts.mean(0), rec.test.counts, atol=1e-6)
     for t in (5, 17, 444):  # one window of one repeat after the other
         x = runs[0].scale(torch.from_numpy(rec.test.stimulus[None, t - 5:t + 1]))
         past = [np.pad(c, ((40, 0), (0, 0)))[None, t:t + 40] for c in counts]
         expected = [glm.with_history(x, torch.from_numpy(p)).detach().numpy()[0] for p in past]
-        np.testing.assert_allclose(told.trials[1][:, t], expected, rtol=2e-3, atol=1e-2)
-        np.testing.assert_allclose(evaluate(told)["test"][2][t], np.mean(expected, 0), rtol=2e-3, atol=1e-2)
-    flat, rates = counts.reshape(-1, 3), told.trials[1].reshape(-1, 3)/rec.hz
+        np.testing.assert_allclose(told.trials.rates[:, t], expected, rtol=2e-3, atol=1e-2)
+        np.testing.assert_allclose(told.predictions["test"].rates[t], np.mean(expected, 0), rtol=2e-3, atol=1e-2)
+    flat, rates = counts.reshape(-1, 3), told.trials.rates.reshape(-1, 3)/rec.hz
     known = np.isfinite(rates).all(1)
     n, p, mean = flat[known], rates[known], flat[known].mean(0)
     assert table.bits_per_spike.iloc[-1] == pytest.approx(((n*np.log2(p/mean)).sum(0) - (p - mean).sum(0)/np.log(2)).dot(1/n.sum(0))/3, abs=1e-5)
