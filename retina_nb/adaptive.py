@@ -809,13 +809,20 @@ def penalty(self:AdaptiveSubunits): # in the unit of the Poisson loss
 
 # %% ../nbs/11_adaptive.ipynb #0b1598d1
 @patch
+def parameter_groups(self:AdaptiveSubunits,
+    lr, # learning rate
+)->list: # of dicts, one a parameter
+    "What is optimised, and how fast"
+    faster = dict(place=3, late=3, log_weight=2)
+    return [dict(params=[p], lr=lr*faster.get(name, 1)) for name, p in self.named_parameters() if p.requires_grad]
+
+@patch
 def make_optimizer(self:AdaptiveSubunits,
     lr, # learning rate
+    groups=None, # parameter groups, where several models train together; this model's own if None
 ): # what Lightning's `configure_optimizers` takes
     "Adam, with a rate that rises for 5 steps and then falls as 1/step"
-    faster = dict(place=3, late=3, log_weight=2)
-    groups = [dict(params=[p], lr=lr*faster.get(name, 1)) for name, p in self.named_parameters() if p.requires_grad]
-    adam = torch.optim.Adam(groups, betas=(.9, .99))
+    adam = torch.optim.Adam(groups or self.parameter_groups(lr), betas=(.9, .99))
     def factor(step): return min(1, (step + 1)/5)/(1 + step/300)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
     return dict(optimizer=adam, lr_scheduler=dict(scheduler=schedule, interval="step"))
