@@ -221,10 +221,12 @@ def in_space(self:AdaptiveSubunits,
 ): # (n_units, pathways, centre and surround, subunits, batch, time)
     "What centres and surrounds see in each frame"
     (height, width), seen = self.window_shape, []
-    for fields, (row, col) in zip(self.fields(), self.corner.tolist()):
+    fields = self.fields()
+    for cell_fields, (row, col) in zip(fields, self.corner.tolist()):
         window = x[..., row:row + height, col:col + width]
-        seen.append(torch.einsum("psjhw,bthw->psjbt", fields, window))
-    return torch.stack(seen)
+        pixels = window.flatten(2).flatten(0, 1)                             # (batch*time, pixels)
+        seen.append(cell_fields.flatten(3).flatten(0, 2) @ pixels.T)         # (fields, batch*time)
+    return torch.stack(seen).view(*fields.shape[:4], *x.shape[:2])
 
 @patch
 def subunits(self:AdaptiveSubunits,
