@@ -38,6 +38,7 @@ def now() -> float: # s
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter()
 
+# %% ../nbs/10_benchmarks.ipynb #2e816506
 def timed(
     step, # a function without arguments
     n, # how often
@@ -127,6 +128,7 @@ def time_bare_steps(self:Case,
         model.to(memory_format=layout.memory_format)
     return timed(_bare_step(module, *batch), steps)
 
+# %% ../nbs/10_benchmarks.ipynb #c2b5876d
 def _bare_step(module, x, y):
     "A function that makes one step"
     model = module.model.train()
@@ -144,6 +146,7 @@ def _check_steps(n, needed):
     raise InputError(f"benchmark: expected an epoch of {needed} steps or more, found {n}; "
                      "time fewer steps, or use a longer recording or a smaller batch")
 
+# %% ../nbs/10_benchmarks.ipynb #88c0a83b
 class Clock(L.Callback):
     "Seconds from the end of one training step to the end of another"
     def __init__(self, first, last):
@@ -185,6 +188,7 @@ def _correlation(a, b):
     "Of a cell, 0 where either side is constant"
     return np.corrcoef(a, b)[0, 1] if a.std() > 0 and b.std() > 0 else 0.
 
+# %% ../nbs/10_benchmarks.ipynb #555b7cee
 def numpy_correlation(
     y, # (batch, n_units) tensor
     yhat, # (batch, n_units) tensor
@@ -209,6 +213,7 @@ def time_reference_steps(self:Case,
         if i == 2: start = now()
     return now() - start
 
+# %% ../nbs/10_benchmarks.ipynb #40f7caa1
 def _reference_step(model, adam, x, y):
     "Loss and correlation of a batch, and a step"
     yhat = model(x)
@@ -230,6 +235,7 @@ for line in sys.stdin:
     print(cases[key].time_reference_steps(steps), flush=True)
 '''
 
+# %% ../nbs/10_benchmarks.ipynb #7d00be8f
 class Reference:
     "Another process that trains in the reference's way, in batches of 32"
     def __init__(self,
@@ -309,6 +315,7 @@ size = work(path)
 print((memory("VmHWM") - before)/size)
 '''
 
+# %% ../nbs/10_benchmarks.ipynb #8d9742be
 def peak_memory(
     way, # "ours", "lazy" or "reference"
     small, # a small recording, to warm up with
@@ -331,6 +338,7 @@ def _processor():
     if names: return f"{names[0]} ({len(names)} cores seen)"
     return platform.processor() or platform.machine()
 
+# %% ../nbs/10_benchmarks.ipynb #d469180a
 def machine() -> str:
     "What is measured on: processor, cores and threads, GPU, versions"
     parts = [_processor()]
@@ -376,6 +384,7 @@ def bench_reference(table, case, what, reference, steps, rounds):
     def theirs(): return reference.seconds(case, steps)
     table.add_rates(what, side_by_side(loop, theirs, rounds), 32*steps)
 
+# %% ../nbs/10_benchmarks.ipynb #7509d5d1
 def bench_roof(table, case, what, steps, rounds):
     "The bare step against the roof"
     samples = 32*steps
@@ -434,6 +443,7 @@ def bench_data(table, small, path, frames, rounds):
     table.add("memory, first batch of 40 frames / the reference's way", ours, reference, unit, reference/ours)
     table.add("memory, the same, read lazily / the reference's way", lazy, reference, unit, reference/lazy)
 
+# %% ../nbs/10_benchmarks.ipynb #4d6764da
 def bench_lazy(table, path, steps, rounds):
     "Training on a movie that is read lazily, with a small model, for which reading counts more"
     rec, lazy_rec = Recording(path), Recording(path, in_memory=False)
@@ -460,6 +470,7 @@ def _predict_windows(run, movie, n):
         window = torch.from_numpy(movie[t:t + history][None])  # (1, history, height, width) uint8
         run.model(run.scale(window.to(device)))
 
+# %% ../nbs/10_benchmarks.ipynb #3cbd1807
 def bench_prediction(table, rec, frames, rounds, settings):
     "A movie predicted, against one window after the other"
     n_windows = max(8, frames//16)
@@ -487,6 +498,7 @@ def bench_epoch(table, path, reference, steps, settings):
         table.add(f"{what}: operations / roof", used, roof, "GFLOP/s", used/roof)
         if device.type == "cuda": _bench_gpu_memory(table, what, rec)
 
+# %% ../nbs/10_benchmarks.ipynb #0488d75f
 def _fit_epoch(case):
     "Seconds of an epoch, and how many frames it has"
     with tempfile.TemporaryDirectory() as out:
@@ -518,6 +530,7 @@ def plot_benchmarks(
     ax.set_title(title, fontsize=8)
     return ax
 
+# %% ../nbs/10_benchmarks.ipynb #894fb674
 def _ratio_ticks(ax, low, high):
     "A tick at each power of two, written as 1/2, 1, 2"
     powers = np.arange(low, high + 1)
@@ -564,6 +577,7 @@ def run_benchmarks(
             if epoch: bench_epoch(table, path, reference, 4*steps, settings)
     return pd.DataFrame(table.rows)
 
+# %% ../nbs/10_benchmarks.ipynb #be722815
 def _print_header(rec):
     "The roof, and the names of the columns"
     roof, gflop = multiply_rate()/1e9, step_flops(Case(rec))/1e9

@@ -116,6 +116,7 @@ def _study(out, search, space, seed, question):
     for name, value in question.items(): study.set_user_attr(name, value)
     return study
 
+# %% ../nbs/12_sweep.ipynb #3cc9ab0e
 def _check_same_question(out, question, written):
     "A sweep goes on with the settings that it was started with"
     if "model" in written: written = written | {"model": model_path(written["model"])}
@@ -128,6 +129,7 @@ def _check_same_question(out, question, written):
 # %% ../nbs/12_sweep.ipynb #d74f55c5
 _TRAINING_SETTINGS = ("history", "batch_size", "lr", "scale")  # that may vary beside the hyperparameters
 
+# %% ../nbs/12_sweep.ipynb #411ee877
 @dataclass
 class _Trials:
     "Makes the trials of a sweep, from what they share"
@@ -159,6 +161,7 @@ def _score(corr):
     "What Optuna compares; a correlation that is not a number counts as the worst"
     return corr if np.isfinite(corr) else -1.
 
+# %% ../nbs/12_sweep.ipynb #8b8a2e48
 @patch
 def train(self:_Trials, trial):
     "The run of a trial"
@@ -202,6 +205,7 @@ def _row(trial):
     for name in ("val_corr", "epochs", "seconds"): row[name] = attrs.get(name, np.nan)
     return row | trial.params | {"problem": attrs.get("problem", "")}
 
+# %% ../nbs/12_sweep.ipynb #7fa600a5
 def trials_table(
     study, # an Optuna study
 ) -> pd.DataFrame: # a row a trial: run, state, val_corr, epochs, seconds, what varied, problem
@@ -224,6 +228,7 @@ def _outcome(trial):
     pruned = ", pruned" if _state(trial) == "pruned" else ""
     return f"validation correlation {attrs['val_corr']:.3f}, {epochs}{pruned}"
 
+# %% ../nbs/12_sweep.ipynb #0cbd3419
 @patch
 def say(self:_Trials, study, trial):
     "Say how a trial ended, and write the table anew"
@@ -270,6 +275,7 @@ def sweep(
     if n_left > 0: study.optimize(ours.objective, n_trials=n_left, callbacks=[ours.say, enough])
     return _table_of_some_use(out, study)
 
+# %% ../nbs/12_sweep.ipynb #6623a745
 def _table_of_some_use(out, study):
     "The table, unless all trials failed"
     table = trials_table(study)
@@ -288,6 +294,7 @@ def _show_trials(ax, table, name):
     ax.set_xlabel(name)
     ax.margins(x=.1)
 
+# %% ../nbs/12_sweep.ipynb #1a57e271
 def sweep_figure(
     table, # of trials_table
 ) -> plt.Figure: # a panel for each name that varied
