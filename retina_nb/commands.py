@@ -6,7 +6,7 @@
 __all__ = ['protocols', 'SMALL_SETTINGS', 'cli_errors', 'retina_fetch', 'retina_simulate', 'retina_train', 'retina_predict',
            'retina_results', 'retina_sweep', 'retina_demo', 'retina_leak', 'retina_bench']
 
-# %% ../nbs/16_commands.ipynb #5a01f246
+# %% ../nbs/16_commands.ipynb #9aa4a2f6
 import re, sys
 from functools import wraps
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Annotated
 import fastcore.script
 from fastcore.script import call_parse
 
-# %% ../nbs/16_commands.ipynb #fe9f3a2b
+# %% ../nbs/16_commands.ipynb #5390747c
 def cli_errors(
     func, # the function behind a shell command, to be decorated with `call_parse` next
 ):
@@ -42,7 +42,7 @@ def _is_expected(e):
     from retina_nb.data import InputError
     return isinstance(e, InputError)
 
-# %% ../nbs/16_commands.ipynb #197bfa3d
+# %% ../nbs/16_commands.ipynb #e57e4261
 def _wrong(message):
     from retina_nb.data import InputError
     return InputError(message)
@@ -57,14 +57,8 @@ def _model_class(model):
     try: return load_class(model)
     except InputError as e: raise InputError(f"--{e}") from None
 
-def _folder_to_write(out):
-    "A path that is a folder or is still free"
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise _wrong(f"{out}: expected a folder to write to, found a file; give another --out")
-    return out
 
-# %% ../nbs/16_commands.ipynb #24401fd5
+# %% ../nbs/16_commands.ipynb #0e5b0bb8
 @call_parse
 @cli_errors
 def retina_fetch(
@@ -76,7 +70,7 @@ def retina_fetch(
     from retina_nb.data import archive_url, fetch
     fetch(dest, url or archive_url, only)
 
-# %% ../nbs/16_commands.ipynb #c559e922
+# %% ../nbs/16_commands.ipynb #ffcc8eea
 @call_parse
 @cli_errors
 def retina_simulate(
@@ -92,7 +86,7 @@ def retina_simulate(
     from retina_nb.simulation import simulate_recording
     print(simulate_recording(out, seconds, test_seconds, repeats, cells, stimulus, seed, progress=True))
 
-# %% ../nbs/16_commands.ipynb #ec05f596
+# %% ../nbs/16_commands.ipynb #64f6c6e0
 @call_parse
 @cli_errors
 def retina_train(
@@ -154,7 +148,7 @@ def _say_trained(run):
     print(f"{run.path}: {r['epochs']} epochs in {r['seconds']:.0f} s; best epoch {r['best_epoch']}: "
           f"training correlation {r['train_corr']:.3f}, validation correlation {r['valid_corr']:.3f}")
 
-# %% ../nbs/16_commands.ipynb #bec091ec
+# %% ../nbs/16_commands.ipynb #6fa0783a
 @call_parse
 @cli_errors
 def retina_predict(
@@ -191,7 +185,7 @@ def _runs_for(data, folder, trust):
     raise _wrong("--run: expected one run, or several that differ only in their seed, "
                  f"found in {folder}: {names}; give one of them")
 
-# %% ../nbs/16_commands.ipynb #00b1a65d
+# %% ../nbs/16_commands.ipynb #aa307bf2
 _about_runs = "run folders, or folders of them"
 if hasattr(fastcore.script, "Param"): _folders = fastcore.script.Param(_about_runs, str, nargs="+")  # fastcore 1
 else: _folders = Annotated[str, _about_runs, dict(nargs="+")]
@@ -211,7 +205,7 @@ def retina_results(
     runs = [run for folder in each_once.values() for run in load_runs(folder, trust)]
     print_summary(runs, write_results(runs, out))
 
-# %% ../nbs/16_commands.ipynb #d0dfc35b
+# %% ../nbs/16_commands.ipynb #eb0da6da
 @call_parse
 @cli_errors
 def retina_sweep(
@@ -253,7 +247,7 @@ def _say_sweep(out, table):
     print(f"Best on the validation frames: {best}. What it is worth on the test movie:")
     print(f"retina_results {best} --out {out/'best'}")
 
-# %% ../nbs/16_commands.ipynb #4a88b70c
+# %% ../nbs/16_commands.ipynb #5afcd339
 protocols = {
     "honest": dict(history=40, split="blocked", batch_size=64, scale="zscore", epochs=100, patience=10),
     "reference": dict(history=1, split="random", batch_size=32, scale="raw", epochs=100, patience=0)}
@@ -265,7 +259,7 @@ SMALL_SETTINGS = {  # for a laptop
     "stacked": {},
     "cnnbilstm": dict(chans=[4, 8], hidden=32, softplus=True, noise=.05)}
 
-# %% ../nbs/16_commands.ipynb #ce1814a1
+# %% ../nbs/16_commands.ipynb #191fc730
 @call_parse
 @cli_errors
 def retina_demo(
@@ -280,9 +274,9 @@ def retina_demo(
     if protocol not in protocols: raise _wrong(f"--protocol: expected {' or '.join(protocols)}, found '{protocol}'")
     if epochs is not None and epochs < 1: raise _wrong(f"--epochs: expected 1 or more, found {epochs}")
     from retina_nb.data import Recording
-    from retina_nb.report import print_summary, write_results
+    from retina_nb.report import output_folder, print_summary, write_results
     from retina_nb.training import train_run
-    out = _folder_to_write(out)
+    out = output_folder(out)
     rec = Recording(data or _simulated(out, seconds, seed))
     print(rec)
     runs = []
@@ -311,7 +305,7 @@ def _demo_options(name, out, protocol, epochs, simulated):
         if simulated: options["limit_train_batches"] = 120  # the slowest by far: a taste of it
     return options | {"settings": settings}
 
-# %% ../nbs/16_commands.ipynb #6cc968dc
+# %% ../nbs/16_commands.ipynb #13ceaf12
 @call_parse
 @cli_errors
 def retina_leak(
@@ -327,18 +321,18 @@ def retina_leak(
     _recording_given(data)
     kind = _model_class(model)
     from retina_nb.data import Recording, atomic_write
-    from retina_nb.report import write_leak_figure
+    from retina_nb.report import leak_figure, output_folder
     from retina_nb.results import format_table, leak_table
     from retina_nb.training import parse_settings, train_run
-    rec, out = Recording(data), _folder_to_write(out)
+    rec, out = Recording(data), output_folder(out)
     options = dict(history=history, settings=parse_settings(set), seed=seed, epochs=epochs, patience=0, resume=True)
     runs = [train_run(rec, kind, out/split, split=split, **options) for split in ("random", "stratified", "blocked")]
     table = leak_table(runs)
     with atomic_write(out/"leak.csv") as f: table.to_csv(f, index=False)
-    write_leak_figure(table, out/"leak.png")
+    with atomic_write(out/"leak.png") as f: leak_figure(table).figure.savefig(f, bbox_inches="tight")
     print(f"\n{format_table(table).to_string(index=False)}\n\n{out/'leak.csv'}\n{out/'leak.png'}")
 
-# %% ../nbs/16_commands.ipynb #e35290d4
+# %% ../nbs/16_commands.ipynb #899224c0
 @call_parse
 @cli_errors
 def retina_bench(

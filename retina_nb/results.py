@@ -21,7 +21,7 @@ import torch
 from scipy.special import xlogy
 
 from .data import Frames, InputError
-from .training import Run, but_seed, predict
+from .training import Run, config_without_seed, predict
 
 # %% ../nbs/06_results.ipynb #84e2db3e
 def _as_float64(
@@ -777,7 +777,7 @@ def seeds_table(
 ) -> pd.DataFrame: # a row for each model with several seeds
     "Mean and standard deviation over runs that differ only in their seed, and the scores of their mean prediction"
     groups = {}
-    for e in evaluations(runs): groups.setdefault((but_seed(e.run), e.knows_spikes), []).append(e)
+    for e in evaluations(runs): groups.setdefault((config_without_seed(e.run), e.knows_spikes), []).append(e)
     return pd.DataFrame([_seeds_row(members) for members in groups.values() if len(members) > 1])
 
 def _seeds_row(members):

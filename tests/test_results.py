@@ -18,7 +18,7 @@ from retina_nb.report import Section, html_report, rates_figure, summary_sentenc
 from retina_nb.results import (beside_published, cells_table, columns, differences, evaluate, evaluations, pearson,
                                results_table)
 from retina_nb.stacked import LinearStackedBNCNN
-from retina_nb.training import fit, load_run, predict, train
+from retina_nb.training import fit, load_run, predict, train_run
 
 
 def record(path, seed=0, repeats=3, test=500, cells=3):
