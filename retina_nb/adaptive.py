@@ -221,10 +221,12 @@ def in_space(self:AdaptiveSubunits,
 ): # (n_units, pathways, centre and surround, subunits, batch, time)
     "What centres and surrounds see in each frame"
     (height, width), seen = self.window_shape, []
-    for fields, (row, col) in zip(self.fields(), self.corner.tolist()):
+    fields = self.fields()
+    for cell_fields, (row, col) in zip(fields, self.corner.tolist()):
         window = x[..., row:row + height, col:col + width]
-        seen.append(torch.einsum("psjhw,bthw->psjbt", fields, window))
-    return torch.stack(seen)
+        pixels = window.flatten(2).flatten(0, 1)                             # (batch*time, pixels)
+        seen.append(cell_fields.flatten(3).flatten(0, 2) @ pixels.T)         # (fields, batch*time)
+    return torch.stack(seen).view(*fields.shape[:4], *x.shape[:2])
 
 @patch
 def subunits(self:AdaptiveSubunits,
@@ -811,15 +813,15 @@ def penalty(self:AdaptiveSubunits): # in the unit of the Poisson loss
 @patch
 def parameter_groups(self:AdaptiveSubunits,
     lr, # learning rate
-): # dicts, as torch's optimisers take them
-    "Each parameter with a rate of its own: places, delays and weights learn faster"
+)->list: # of dicts, one a parameter
+    "What is optimised, and how fast"
     faster = dict(place=3, late=3, log_weight=2)
     return [dict(params=[p], lr=lr*faster.get(name, 1)) for name, p in self.named_parameters() if p.requires_grad]
 
 @patch
 def make_optimizer(self:AdaptiveSubunits,
     lr, # learning rate
-    groups=None, # parameter groups, where several models train together
+    groups=None, # parameter groups, where several models train together; this model's own if None
 ): # what Lightning's `configure_optimizers` takes
     "Adam, with a rate that rises for 5 steps and then falls as 1/step"
     adam = torch.optim.Adam(groups or self.parameter_groups(lr), betas=(.9, .99))

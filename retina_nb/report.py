@@ -49,6 +49,7 @@ def learning_curves(
 _train_style = dict(ls=":", marker="o", ms=4, mfc="w")
 _valid_style = dict(ls="-", marker="o", ms=4)
 
+# %% ../nbs/15_report.ipynb #55f6a927
 def _draw_curves(ax, every, score, ylabel):
     "One score of every run, epoch by epoch"
     colours = _colours(every)
@@ -68,6 +69,7 @@ def _liveliest(index, rates, n):
     total = np.concatenate([[0], activity.cumsum()])
     return int(np.argmax(total[n:] - total[:-n]))
 
+# %% ../nbs/15_report.ipynb #db203825
 class Excerpt(NamedTuple):
     "A lively piece of a part; NaN between the frames of the part"
     start: int # its first frame
@@ -77,18 +79,18 @@ class Excerpt(NamedTuple):
 def _excerpt(evaluation, part, seconds):
     "The seconds of a part in which the cells fire most"
     run, rec = evaluation.run, evaluation.run.recording
-    index, recorded, rates = evaluation.predictions[part]
+    predicted = evaluation.predictions[part]
     n = int(seconds*rec.hz)
-    start = _liveliest(index, recorded, n)
+    start = _liveliest(predicted.index, predicted.recorded, n)
     if part == "train":                                   # the scored frames may be far apart
-        train = run.split[0]
-        near = train[(train >= start) & (train < start + n)]
-        if not np.isin(near, index).all():
-            index, recorded, rates = near, rec.train.rates[near], evaluation.rates(rec.train, near)[near]
-    shown = (index >= start) & (index < start + n)
+        near = _between(run.split[0], start, start + n)
+        if not np.isin(near, predicted.index).all(): predicted = evaluation.predict_train(near)
+    shown = np.isin(predicted.index, _between(predicted.index, start, start + n))
     lines = np.full((2, n, rec.n_cells), np.nan)
-    lines[:, index[shown] - start] = recorded[shown], rates[shown]
+    lines[:, predicted.index[shown] - start] = predicted.recorded[shown], predicted.rates[shown]
     return Excerpt(start, *lines)
+
+def _between(index, start, end): return index[(index >= start) & (index < end)]
 
 # %% ../nbs/15_report.ipynb #7f0ca947
 def _draw_repeats(ax, t, repeats):
@@ -142,10 +144,14 @@ def rates_figure(
     fig.legend(*axs[0, 2].get_legend_handles_labels(), loc="upper right", ncols=3, frameon=False, fontsize=9)
     fig.align_ylabels(axs[:, 0])
     unit = "spikes per frame" if rec.response == "binned" else "Hz"
-    y = 1 - .08/fig.get_figheight()
-    fig.suptitle(f"{evaluation.kind}: firing rate ({unit})", x=.01, y=y, ha="left", va="top", fontsize=11)
+    _write_title(fig, f"{evaluation.kind}: firing rate ({unit})")
     return fig
 
+def _write_title(fig, text):
+    y = 1 - .08/fig.get_figheight()
+    fig.suptitle(text, x=.01, y=y, ha="left", va="top", fontsize=11)
+
+# %% ../nbs/15_report.ipynb #d6977a59
 def _grid(n_cells):
     "A row a cell, a column a part; room for a line above"
     height = 1.2 + .78*n_cells
@@ -167,6 +173,7 @@ def _draw_ceilings(ax, cells):
     height = (cells.cc_max_hi - cells.cc_max_lo).where(cells.signal)
     ax.bar(x[:-1], height, .8, cells.cc_max_lo, color="0.88")
 
+# %% ../nbs/15_report.ipynb #8c2502f1
 def _draw_scores(ax, evaluation, shift, colour):
     "Test correlation of every cell and of their mean, with intervals"
     cells = evaluation.cells
@@ -184,13 +191,14 @@ def _draw_cells(ax, group, colours):
     _draw_ceilings(ax, cells)
     shifts = (np.arange(len(group)) - (len(group) - 1)/2)*.7/max(len(group), 2)
     for evaluation, shift in zip(group, shifts): _draw_scores(ax, evaluation, shift, colours[evaluation.label])
-    names = [name if signal else f"{name}\nno signal" for name, signal in zip(cells.cell, cells.signal)]
+    names = cells.cell.where(cells.signal, cells.cell + "\nno signal")
     ax.set_xticks(range(n + 1), [*names, "mean"], rotation=90 if n > 14 else 0, fontsize=9)
     ax.axvline(n - .5, color="0.8", lw=1)
     ax.axhline(0, color="0.8", lw=1)
     ax.set(ylabel="test correlation", xlim=(-.6, n + .6), ylim=(min(-.02, ax.get_ylim()[0]), 1))
     _legend_outside(ax)
 
+# %% ../nbs/15_report.ipynb #367f4d88
 def cells_figure(
     runs, # Runs
 ) -> plt.Figure: # a panel a recording
@@ -214,13 +222,13 @@ def ceilings_figure(
     for ax, group in zip(axs[0], groups): _draw_against_ceilings(ax, group, _colours(every))
     return fig
 
+# %% ../nbs/15_report.ipynb #b4322797
 def _draw_against_ceilings(ax, group, colours):
     "The cells of one recording, each at its ceiling"
-    for evaluation in group:
-        cells = evaluation.cells
-        errors = _error_lengths(cells.test_corr, cells.test_corr_lo, cells.test_corr_hi)
-        label, colour = evaluation.label, colours[evaluation.label]
-        ax.errorbar(cells.cc_max, cells.test_corr, errors, fmt="o", ms=5, lw=1, color=colour, label=label)
+    for e in group:
+        value = e.cells.test_corr
+        errors = _error_lengths(value, e.cells.test_corr_lo, e.cells.test_corr_hi)
+        ax.errorbar(e.cells.cc_max, value, errors, fmt="o", ms=5, lw=1, color=colours[e.label], label=e.label)
     ax.plot([0, 1], [0, 1], color="k", lw=1)
     ax.text(.6, .62, "as good as can be", rotation=45, rotation_mode="anchor", transform_rotates_text=True, fontsize=9)
     ax.set(xlim=(0, 1), ylim=(min(-.05, ax.get_ylim()[0]), 1))
@@ -235,14 +243,18 @@ def leak_figure(
     "Validation and test correlation under each split, with intervals"
     ax = ax or plt.subplots(figsize=(7, 2.6))[1]
     y = np.arange(len(table))
-    series = [("val_corr", "its own validation frames", "o", -.08), ("test_corr", "repeated test movie", "s", .08)]
-    for column, name, marker, shift in series:
-        errors = _error_lengths(table[column], table[f"{column}_lo"], table[f"{column}_hi"])
-        ax.errorbar(table[column], y + shift, xerr=errors, fmt=marker, capsize=3, label=name)
+    _draw_intervals(ax, table, "val_corr", y - .08, fmt="o", label="its own validation frames")
+    _draw_intervals(ax, table, "test_corr", y + .08, fmt="s", label="repeated test movie")
     ax.set(yticks=y, yticklabels=table.split, ylim=(len(table) - .5, -.5))
     ax.set_xlabel("correlation (mean over cells, 95 % interval)")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return ax
+
+# %% ../nbs/15_report.ipynb #2573ff0a
+def _draw_intervals(ax, table, column, y, **style):
+    "A column with its intervals, from left to right"
+    errors = _error_lengths(table[column], table[f"{column}_lo"], table[f"{column}_hi"])
+    ax.errorbar(table[column], y, xerr=errors, capsize=3, **style)
 
 # %% ../nbs/15_report.ipynb #b711d742
 def summary_sentence(
@@ -251,6 +263,7 @@ def summary_sentence(
     "What the table says, in words"
     return " ".join(_sum_up(group) for group in by_recording(evaluations(runs)))
 
+# %% ../nbs/15_report.ipynb #80b70c16
 def _sum_up(group):
     "The best model of one recording, and the others against it"
     best = format_table(results_table(group)).iloc[0]
@@ -267,13 +280,14 @@ def _sum_up(group):
 # %% ../nbs/15_report.ipynb #6b9df554
 def _silent_cells(every):
     "Names of the cells without a signal, with their recording where there are several"
-    several = len({e.recording_key[0] for e in every}) > 1
+    several = len({str(e.run.recording.path) for e in every}) > 1
     names = []
     for first, *_ in by_recording(every):
-        silent = first.cells.cell[~first.cells.signal]
-        names += [f"{first.run.recording.session} {cell}" if several else cell for cell in silent]
+        session = f"{first.run.recording.session} " if several else ""
+        names += [session + cell for cell in first.cells.cell[~first.cells.signal]]
     return list(dict.fromkeys(names))
 
+# %% ../nbs/15_report.ipynb #e5b692a7
 def _silence(every):
     "Which cells have no signal, in words"
     names = _silent_cells(every)
@@ -301,9 +315,12 @@ def report_sections(
     return _table_sections(every) + _figure_sections(every) + [
         Section("Beside the published table", published_note, format_table(beside_published(every)))]
 
+# %% ../nbs/15_report.ipynb #33ce5e38
 def _table_sections(every):
     "Tables, those left out that would be empty"
-    silence, behind, seeds = _silence(every), differences(every), seeds_table(every)
+    silence = _silence(every)
+    behind = differences(every)
+    seeds = seeds_table(every)
     sections = [Section("Results", summary_sentence(every), format_table(results_table(every)))]
     if silence:
         table = format_table(results_table(every, signal_only=True))
@@ -339,6 +356,7 @@ figure_style = {
     "axes.spines.top": False, "axes.spines.right": False, "font.size": 11,
     "savefig.dpi": 100, "figure.max_open_warning": 0}
 
+# %% ../nbs/15_report.ipynb #5835346b
 def _png(fig):
     "A figure as bytes; it is closed"
     file = io.BytesIO()
@@ -372,6 +390,7 @@ footer {{ margin-top: 3rem; color: #666; font-size: .84rem }}
 </body></html>
 """
 
+# %% ../nbs/15_report.ipynb #85397011
 def _html_name(name):
     "May break at underscores"
     return html.escape(name).replace("_", "_<wbr>")
@@ -396,6 +415,7 @@ def _html_section(section, pngs):
         parts.append(f'<img alt="{title}" src="data:image/png;base64,{data}">')
     return "\n".join(parts)
 
+# %% ../nbs/15_report.ipynb #1c816aff
 def html_report(
     sections, # Sections
     pngs, # figures by name, as bytes
@@ -411,8 +431,11 @@ def html_report(
 def _markdown_table(table):
     "A table of text in Markdown"
     rows = [list(table.columns), ["---"]*len(table.columns), *table.to_numpy().tolist()]
-    escaped = [[str(value).replace("|", "\\|") for value in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+    return "\n".join(_markdown_row(row) for row in rows)
+
+def _markdown_row(values):
+    escaped = [str(value).replace("|", "\\|") for value in values]
+    return f"| {' | '.join(escaped)} |"
 
 def _markdown_section(section):
     "A section in Markdown, with a link to its figure"
@@ -421,6 +444,7 @@ def _markdown_section(section):
     if section.figure: parts.append(f"![{section.title}](figures/{section.figure}.png)")
     return "\n\n".join(parts)
 
+# %% ../nbs/15_report.ipynb #0a2ee939
 def markdown_report(
     sections, # Sections
     about, # lines about the recordings
@@ -440,6 +464,7 @@ def output_folder(
         raise InputError(f"{out}: expected a folder to write to, found a file; give another --out")
     return out
 
+# %% ../nbs/15_report.ipynb #a7dc3bd0
 def _write_all(out, files):
     "Write files, by name in a folder, when all of them are made"
     try:
@@ -461,6 +486,7 @@ def _about(rec):
     return (f"{rec.path.name}: {rec.n_cells} cells, {rec.response}, {len(rec.train)/rec.hz:.0f} s of training movie, "
             f"{len(rec.test)/rec.hz:.0f} s of test movie shown {len(rec.test.repeats)} times.")
 
+# %% ../nbs/15_report.ipynb #f86f1e84
 def write_results(
     runs, # Runs
     out, # folder to write to

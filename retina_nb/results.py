@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOOR', 'columns', 'published', 'published_note', 'pearson', 'batch_correlation', 'signal_power', 'cc_max', 'cc_norm',
            'feve', 'nanmean', 'oracle', 'deviance_explained', 'bits_per_spike', 'bootstrap', 'percentile_interval',
-           'interval', 'paired', 'Predicted', 'Trials', 'Evaluation', 'evaluate', 'evaluations', 'by_recording',
+           'interval', 'paired', 'Predicted', 'Evaluation', 'evaluate', 'Trials', 'evaluations', 'by_recording',
            'cells_table', 'results_table', 'differences', 'seeds_table', 'beside_published', 'format_table',
            'leak_table']
 
@@ -18,10 +18,24 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from scipy.special import xlogy
 
 from .data import Frames, InputError
 from .training import Run, config_without_seed, predict
+
+# %% ../nbs/06_results.ipynb #f2748d7e
+def _check_shape(x, name, shape):
+    "Refuse an array of other dimensions than those of `shape`"
+    if np.ndim(x) == shape.count(",") + 1: return
+    raise InputError(f"{name}: expected the shape ({shape}), found {np.shape(x)}")
+
+def _check_same_shape(prediction, response):
+    "Refuse a prediction of other frames or cells than the response"
+    if prediction.shape == response.shape: return
+    expected = "{} frames and {} cells".format(*response.shape)
+    found = "{} and {}".format(*prediction.shape)
+    raise InputError(f"prediction: expected {expected} as in the response, found {found}")
 
 # %% ../nbs/06_results.ipynb #84e2db3e
 def _as_float64(
@@ -41,11 +55,6 @@ def _as_float64(
     _check_shape(x, name, shape)
     return x, max(eps, np.finfo(np.float64).eps)
 
-def _check_shape(x, name, shape):
-    "Refuse an array of other dimensions than those of `shape`"
-    if np.ndim(x) == shape.count(",") + 1: return
-    raise InputError(f"{name}: expected the shape ({shape}), found {np.shape(x)}")
-
 # %% ../nbs/06_results.ipynb #b86f429a
 def _centre(
     x, # rows, (..., frames), NaN where nothing is known; changed in place
@@ -54,16 +63,18 @@ def _centre(
     "Subtract the mean, then what rounding left of it; constant rows become exactly 0"
     known = ~np.isnan(x)
     n = np.maximum(known.sum(-1, keepdims=True), 1)
-    size = np.abs(x).max(-1, initial=0, where=known)
-    mean = np.zeros((*x.shape[:-1], 1))
+    size = _largest(x, known)
+    mean = 0
     with np.errstate(invalid="ignore", over="ignore"):
         for _ in range(2):
             offset = x.sum(-1, keepdims=True, where=known)/n
             x -= offset
-            mean += offset
-        flat = np.abs(x).max(-1, initial=0, where=known) <= 4*eps*size
+            mean = mean + offset
+        flat = _largest(x, known) <= 4*eps*size
     x[flat[..., None] & known] = 0
     return x, mean[..., 0]
+
+def _largest(x, known): return np.abs(x).max(-1, initial=0, where=known)
 
 # %% ../nbs/06_results.ipynb #70b97b28
 def _rows(
@@ -83,13 +94,6 @@ def _rows(
     x = np.ascontiguousarray(x.transpose(2, 0, 1))
     missing = np.isnan(x).any(1, keepdims=True)
     return _centre(np.where(missing, np.nan, x), eps)
-
-def _check_same_shape(prediction, response):
-    "Refuse a prediction of other frames or cells than the response"
-    if prediction.shape == response.shape: return
-    expected = "{} frames and {} cells".format(*response.shape)
-    found = "{} and {}".format(*prediction.shape)
-    raise InputError(f"prediction: expected {expected} as in the response, found {found}")
 
 # %% ../nbs/06_results.ipynb #f603af6f
 _SUM, _PREDICTION, _REPEATS = 0, 1, slice(2, None)    # rows of the arrays below
@@ -117,17 +121,17 @@ def _block_sums(
     starts, # first frame of each block, from 0
 ) -> _BlockSums:
     "Sums over the frames of each block"
+    blocks = [_sum_up(x[..., start:end]) for start, end in zip(starts, [*starts[1:], x.shape[-1]])]
+    return _BlockSums(*map(np.stack, zip(*blocks)))
+
+def _sum_up(x):
+    "Sums over the frames of one block"
     known = ~np.isnan(x[:, _SUM])
     x = np.where(known[:, None], x, 0)
-    blocks = []
-    for start, end in zip(starts, [*starts[1:], x.shape[-1]]):
-        part = x[..., start:end]
-        n = known[:, start:end].sum(-1)
-        with np.errstate(invalid="ignore", over="ignore"):
-            square = np.einsum("crt,crt->cr", part, part)
-            product = np.einsum("crt,ct->cr", part, part[:, _SUM])
-            blocks.append(_BlockSums(n, part.sum(-1), square, product))
-    return _BlockSums(*map(np.stack, zip(*blocks)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        square = np.einsum("crt,crt->cr", x, x)
+        product = np.einsum("crt,ct->cr", x, x[:, _SUM])
+        return _BlockSums(known.sum(-1), x.sum(-1), square, product)
 
 # %% ../nbs/06_results.ipynb #e08a78a3
 class _Moments(NamedTuple):
@@ -177,6 +181,7 @@ def _safe_divide(a, b):
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         return np.where(positive, a/np.where(positive, b, 1), np.nan)
 
+# %% ../nbs/06_results.ipynb #9a76edd3
 def _correlation(cov, var_a, var_b):
     "From -1 to 1, and NaN where a variance is 0"
     with np.errstate(invalid="ignore", over="ignore"):
@@ -202,6 +207,29 @@ def _score(metric, responses, yhat=None):
     "A metric over all frames"
     return _formulas[metric](_moments(responses, yhat, _response_shape(metric)))[0]
 
+# %% ../nbs/06_results.ipynb #f62c06a2
+def _equal_batches(pair, batch_size):
+    "The frames that fill whole batches, then the rest; each with its batch size"
+    n_whole = pair.shape[-1]//batch_size*batch_size
+    rest = pair[..., n_whole:]
+    if n_whole: yield pair[..., :n_whole], batch_size
+    if rest.size: yield rest, rest.shape[-1]
+
+# %% ../nbs/06_results.ipynb #b4ea1c58
+def _in_batches(
+    pair, # response and prediction, (cells, 2, frames), whole batches
+    batch_size, # frames in a batch
+    eps, # rounding steps of the two
+) -> np.ndarray: # correlation, (cells, batches)
+    "Correlation inside each batch, 0 where either side is constant"
+    batches = pair.reshape(len(pair), 2, -1, batch_size).swapaxes(1, 2)
+    batches, _ = _centre(np.ascontiguousarray(batches), eps)
+    with np.errstate(invalid="ignore", over="ignore"):
+        cov = batches @ batches.swapaxes(-1, -2)                   # (cells, batches, 2, 2)
+    var_y, var_yhat = cov[..., 0, 0], cov[..., 1, 1]
+    silent = (var_y == 0) | (var_yhat == 0)
+    return np.where(silent, 0, _correlation(cov[..., 0, 1], var_y, var_yhat))
+
 # %% ../nbs/06_results.ipynb #3d26bd0e
 def batch_correlation(
     y, # response, (frames, cells)
@@ -217,23 +245,6 @@ def batch_correlation(
     pair = np.stack([y[known], yhat[known]]).transpose(2, 0, 1)    # (cells, 2, frames)
     r = [_in_batches(part, n, np.array([y_eps, yhat_eps])) for part, n in _equal_batches(pair, batch_size)]
     return np.concatenate(r, 1).mean(1) if r else np.full(len(pair), np.nan)
-
-def _equal_batches(pair, batch_size):
-    "The frames that fill whole batches, then the rest; each with its batch size"
-    n_whole = pair.shape[-1]//batch_size*batch_size
-    rest = pair[..., n_whole:]
-    if n_whole: yield pair[..., :n_whole], batch_size
-    if rest.size: yield rest, rest.shape[-1]
-
-def _in_batches(pair, batch_size, eps):
-    "Correlation of a pair, (cells, 2, frames), inside each batch, (cells, batches)"
-    batches = pair.reshape(len(pair), 2, -1, batch_size).swapaxes(1, 2)
-    batches, _ = _centre(np.ascontiguousarray(batches), eps)
-    with np.errstate(invalid="ignore", over="ignore"):
-        cov = batches @ batches.swapaxes(-1, -2)                   # (cells, batches, 2, 2)
-    var_y, var_yhat = cov[..., 0, 0], cov[..., 1, 1]
-    silent = (var_y == 0) | (var_yhat == 0)
-    return np.where(silent, 0, _correlation(cov[..., 0, 1], var_y, var_yhat))
 
 # %% ../nbs/06_results.ipynb #15bad9c1
 def _repeats_needed(m):
@@ -253,6 +264,7 @@ def _positive_power(m):
     power = _signal_power(m)
     return np.where(power > 0, power, np.nan)
 
+# %% ../nbs/06_results.ipynb #98d5762e
 def _cc_max(m):
     var_of_mean = m.var[..., _SUM]/m.n_repeats**2
     rounding = 1e-13*m.var[..., _REPEATS].sum(-1)
@@ -276,6 +288,7 @@ def cc_max(
     "Correlation that a perfect model would have with the mean of these repeats"
     return _score(cc_max, repeats)
 
+# %% ../nbs/06_results.ipynb #44de20c3
 def cc_norm(
     repeats, # responses, (repeats, frames, cells)
     yhat, # prediction, (frames, cells)
@@ -285,18 +298,24 @@ def cc_norm(
 
 _formulas |= {signal_power: _signal_power, cc_max: _cc_max, cc_norm: _cc_norm}
 
+# %% ../nbs/06_results.ipynb #4055520e
+def _mean_squared_error(m):
+    "Between each single repeat and the prediction"
+    var = m.var[..., _REPEATS].mean(-1)
+    bias = m.mean[..., _REPEATS] - m.mean[..., _PREDICTION, None]
+    return var + m.var[..., _PREDICTION] - 2*m.cov[..., _PREDICTION]/m.n_repeats + (bias**2).mean(-1)
+
 # %% ../nbs/06_results.ipynb #1c28a35c
 def _feve(m):
     R, n = _repeats_needed(m), m.n
-    var, mean = m.var[..., _REPEATS].mean(-1), m.mean[..., _REPEATS]
+    var = m.var[..., _REPEATS].mean(-1)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        var_of_means = mean.var(-1)                               # repeats can differ in their mean rate
+        var_of_means = m.mean[..., _REPEATS].var(-1)              # repeats can differ in their mean rate
         total = (var + var_of_means)*R*n/(R*n - 1)
         noise = (var - m.var[..., _SUM]/R**2 + var_of_means)*R/(R - 1)
-        bias = ((mean - m.mean[..., _PREDICTION, None])**2).mean(-1)
-        mse = var + m.var[..., _PREDICTION] - 2*m.cov[..., _PREDICTION]/R + bias
+        unexplained = _mean_squared_error(m) - noise
     explainable = np.where(total - noise > 1e-12*total, total - noise, np.nan)
-    return 1 - _safe_divide(mse - noise, explainable)
+    return 1 - _safe_divide(unexplained, explainable)
 
 def feve(
     repeats, # responses, (repeats, frames, cells)
@@ -340,6 +359,19 @@ _formulas[oracle] = _oracle
 # %% ../nbs/06_results.ipynb #23c847f7
 FLOOR = 1e-8    # expected spikes per bin: the least that a prediction counts as
 
+def _poisson_log_likelihood(spikes, rate):
+    "Summed over frames, (cells,); both 0 where a frame is left out"
+    return (xlogy(spikes, np.where(rate > 0, rate, 1)) - rate).sum(0)
+
+def _scored_frames(counts, yhat):
+    "Where both sides are known, of cells whose count varies, (frames, cells); mean counts, (cells,)"
+    centred, mean = _rows(counts, yhat, "frames, cells")
+    centred = centred[:, 0].T                                          # the counts, (frames, cells)
+    known = ~np.isnan(centred)
+    varies = (centred != 0).any(0, where=known) & np.isfinite(mean).all(1)
+    return known & varies, mean[:, 0]
+
+# %% ../nbs/06_results.ipynb #b7c6dc40
 class _LogLikelihoods(NamedTuple):
     "Poisson log-likelihoods of the counts of each cell, less the term that all of them share"
     model: np.ndarray # under the prediction, (cells,)
@@ -354,20 +386,12 @@ def _log_likelihoods(
     "How likely the counts are; frames where one side is NaN are left out"
     y, _ = _as_float64(counts, "counts", "frames, cells")
     expected, _ = _as_float64(yhat, "prediction", "frames, cells")
-    centred, mean = _rows(counts, yhat, "frames, cells")
     if (y < 0).any(): raise InputError(f"counts: expected 0 or more, found {np.nanmin(y):g}")
-    centred = centred[:, 0].T                                          # the counts, (frames, cells)
-    known = ~np.isnan(centred)
-    varies = (centred != 0).any(0, where=known) & np.isfinite(mean).all(1)
-    used = known & varies
+    used, mean = _scored_frames(counts, yhat)
     spikes = np.where(used, y, 0)
-    rates = [np.maximum(expected, FLOOR), np.maximum(mean[:, 0], FLOOR), spikes]
+    rates = [np.maximum(expected, FLOOR), np.maximum(mean, FLOOR), spikes]
     likelihoods = [_poisson_log_likelihood(spikes, np.where(used, rate, 0)) for rate in rates]
-    return _LogLikelihoods(*likelihoods, np.where(varies, spikes.sum(0), np.nan))
-
-def _poisson_log_likelihood(spikes, rate):
-    "Summed over frames, (cells,); both 0 where a frame is left out"
-    return (xlogy(spikes, np.where(rate > 0, rate, 1)) - rate).sum(0)
+    return _LogLikelihoods(*likelihoods, np.where(used.any(0), spikes.sum(0), np.nan))
 
 # %% ../nbs/06_results.ipynb #dc729eca
 def deviance_explained(
@@ -387,6 +411,20 @@ def bits_per_spike(
     ll = _log_likelihoods(counts, yhat)
     return _safe_divide(ll.model - ll.null, ll.n_spikes*np.log(2))
 
+# %% ../nbs/06_results.ipynb #f216794a
+def _block_starts(n_frames, block):
+    "First frames of as many blocks as fit, all of about the same length"
+    n_blocks = n_frames//block if block > 0 else 0
+    if n_blocks >= 2: return np.arange(n_blocks)*n_frames//n_blocks
+    raise InputError(f"response: expected at least two blocks of {block} frames, found {n_frames} frames; "
+                     "an interval needs a longer recording")
+
+def _scored_response(metric, y):
+    "What a metric is computed from: for pearson the mean over repeats"
+    if metric is not pearson or np.ndim(y) != 3: return y
+    repeats, _ = _as_float64(y, "response", "repeats, frames, cells")
+    return repeats.mean(0)
+
 # %% ../nbs/06_results.ipynb #83a8020d
 def bootstrap(
     metric, # pearson, cc_norm, cc_max, signal_power, feve or oracle
@@ -402,20 +440,10 @@ def bootstrap(
         raise InputError(f"metric: expected one of {names}, found {getattr(metric, '__name__', metric)}")
     y = _scored_response(metric, y)
     _check_shape(y, "response", _response_shape(metric))
-    n_frames = y.shape[-2]
-    n_blocks = n_frames//block if block > 0 else 0
-    if n_blocks < 2:
-        raise InputError(f"response: expected at least two blocks of {block} frames, found {n_frames} frames; "
-                         "an interval needs a longer recording")
-    starts = np.arange(n_blocks)*n_frames//n_blocks
-    weights = np.random.default_rng(seed).multinomial(n_blocks, np.full(n_blocks, 1/n_blocks), resamples)
+    starts = _block_starts(y.shape[-2], block)
+    n = len(starts)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), resamples)
     return _formulas[metric](_moments(y, yhat, _response_shape(metric), starts, weights))
-
-def _scored_response(metric, y):
-    "What a metric is computed from: for pearson the mean over repeats"
-    if metric is not pearson or np.ndim(y) != 3: return y
-    repeats, _ = _as_float64(y, "response", "repeats, frames, cells")
-    return repeats.mean(0)
 
 # %% ../nbs/06_results.ipynb #e47925b8
 def percentile_interval(
@@ -441,6 +469,7 @@ def interval(
     value = metric(y) if yhat is None else metric(y, yhat)
     return _interval_frame(value, samples)
 
+# %% ../nbs/06_results.ipynb #8a0b0892
 def _interval_frame(value, samples):
     "Values of the cells and of their mean, with intervals"
     cells = [*range(len(value)), "mean"]
@@ -472,14 +501,14 @@ def paired(
 _memory = WeakKeyDictionary()    # run -> {(what, settings of the Evaluation): what was computed}
 
 def _kept(compute):
-    "A property of an Evaluation that is computed once for a run and its settings, and forgotten with the run"
+    "A method of an Evaluation that computes once for a run and its settings; what it found is forgotten with the run"
     @wraps(compute)
     def recall(self):
         of_run = _memory.setdefault(self.run, {})
         key = (compute.__name__, self.knows_spikes, self.train_frames)
         if key not in of_run: of_run[key] = compute(self)
         return of_run[key]
-    return property(recall)
+    return recall
 
 # %% ../nbs/06_results.ipynb #18cd2df2
 class Predicted(NamedTuple):
@@ -487,24 +516,6 @@ class Predicted(NamedTuple):
     index: np.ndarray # frame numbers, (frames,)
     recorded: np.ndarray # (frames, cells), in the unit of the recording's rates
     rates: np.ndarray # the same, predicted
-
-class Trials(NamedTuple):
-    "Every repeat of the test movie for itself"
-    counts: np.ndarray # recorded spikes, (repeats, frames, cells)
-    rates: np.ndarray # predicted from the movie and those spikes, (repeats, frames, cells)
-
-@torch.no_grad()
-def _predict_with_history(
-    run, # Run of a model that knows spike history
-    part, # Part to predict
-    counts, # its recorded spikes, (frames, cells)
-    index=None, # frames to predict; all if None
-) -> np.ndarray: # (frames, cells), NaN where history is missing
-    "Rates in a part, knowing the recorded spikes before each frame"
-    frames = Frames(part, index, run.model.img_shape[0], run.scale)
-    rates = np.full(part.rates.shape, np.nan, np.float32)
-    rates[frames.index] = run.model.predict_with_history(frames, counts)
-    return rates
 
 # %% ../nbs/06_results.ipynb #b0d81154
 @dataclass
@@ -530,41 +541,29 @@ class Evaluation:
         if self.knows_spikes: return _predict_with_history(self.run, part, part.counts, index)
         return np.asarray(predict(self.run, part.stimulus, part.blocks, index))
 
-    @_kept
-    def trials(self):
-        "Every repeat of the test movie, with its own spikes; NaN where these are unknown"
-        test = self.run.recording.test
-        counts = test.repeat_counts
-        if counts is None or np.isnan(counts).any():
-            unknown = np.full(test.repeats.shape, np.nan, np.float32)
-            return Trials(unknown, unknown)
-        return Trials(counts, np.stack([_predict_with_history(self.run, test, c) for c in counts]))
-
+    @property
     @_kept
     def predictions(self):
         "Predicted of each part: train, val, test"
         rec = self.run.recording
         train, val = self.run.split[:2]
-        if len(train) > self.train_frames:
-            evenly = np.linspace(0, len(train) - 1, self.train_frames).astype(int)
-            train = train[evenly]
-        parts = {name: Predicted(index, rec.train.rates[index], self.rates(rec.train, index)[index])
-                 for name, index in (("train", train), ("val", val))}
         test_rates = self.trials.rates.mean(0) if self.knows_spikes else self.rates(rec.test)
-        return parts | {"test": Predicted(np.arange(len(rec.test)), rec.test.rates, test_rates)}
+        return {"train": self.predict_train(_spread_evenly(train, self.train_frames)),
+                "val": self.predict_train(val),
+                "test": Predicted(np.arange(len(rec.test)), rec.test.rates, test_rates)}
 
-    @_kept
-    def cells(self):
-        "All metrics, a row a cell"
-        return _score_cells(self)
-
-    @_kept
-    def test_samples(self):
-        "Resamples of the test correlation, (resamples, cells)"
-        _, recorded, rates = self.predictions["test"]
-        return _resampled(pearson, self.run.recording.hz, recorded, rates)
+    def predict_train(self, index):
+        "Recorded and predicted at any frames of the training movie"
+        part = self.run.recording.train
+        return Predicted(index, part.rates[index], self.rates(part, index)[index])
 
 # %% ../nbs/06_results.ipynb #219748dd
+def _spread_evenly(index, most):
+    "So many of the frames at most"
+    if len(index) <= most: return index
+    return index[np.linspace(0, len(index) - 1, most).astype(int)]
+
+# %% ../nbs/06_results.ipynb #ebe6c288
 def evaluate(
     run, # a Run
     train_frames:int=20_000, # score the training part on so many of its frames at most, evenly spaced
@@ -589,12 +588,20 @@ def _resampled(
     return bootstrap(metric, y, yhat, block)
 
 # %% ../nbs/06_results.ipynb #83dee49e
+@patch(as_prop=True)
+@_kept
+def test_samples(self:Evaluation)->np.ndarray: # (resamples, cells)
+    "Resamples of the test correlation"
+    _, recorded, rates = self.predictions["test"]
+    return _resampled(pearson, self.run.recording.hz, recorded, rates)
+
 def _score_correlations(evaluation):
     "Correlations of every cell in each part, and the interval in the test part"
     scores = {f"{part}_corr": pearson(p.recorded, p.rates) for part, p in evaluation.predictions.items()}
     lo, hi = percentile_interval(evaluation.test_samples)
     return scores | dict(test_corr_lo=lo, test_corr_hi=hi)
 
+# %% ../nbs/06_results.ipynb #b271dfaa
 def _score_repeats(test, rates):
     "What needs repeats, with intervals, for every cell of the test Part; `rates` predicted in its unit"
     repeats = np.asarray(test.repeat_rates)
@@ -608,6 +615,7 @@ def _score_repeats(test, rates):
         scores[f"{name}_lo"], scores[f"{name}_hi"] = percentile_interval(samples)
     return scores
 
+# %% ../nbs/06_results.ipynb #9e680dde
 def _has_signal(test):
     "Which cells of the test Part have a signal power that is surely above 0"
     lo, _ = percentile_interval(_resampled(signal_power, test.hz, np.asarray(test.repeat_rates)))
@@ -619,10 +627,11 @@ def _score_spikes(evaluation):
     test = evaluation.run.recording.test
     counts, rates = test.counts, evaluation.predictions["test"].rates
     if evaluation.knows_spikes: counts, rates = (np.concatenate(trials) for trials in evaluation.trials)
+    if counts is None: return dict(bits_per_spike=np.nan, deviance_explained=np.nan)
     expected = rates if test.response == "binned" else rates/test.hz
-    metrics = (bits_per_spike, deviance_explained)
-    return {m.__name__: np.nan if counts is None else m(counts, expected) for m in metrics}
+    return {m.__name__: m(counts, expected) for m in (bits_per_spike, deviance_explained)}
 
+# %% ../nbs/06_results.ipynb #402edffc
 def _score_batches(evaluation):
     "The reference project's correlations of every cell, over frames in random order"
     scores = {}
@@ -633,17 +642,48 @@ def _score_batches(evaluation):
     return scores
 
 # %% ../nbs/06_results.ipynb #ae390297
-def _score_cells(
-    evaluation, # an Evaluation
-) -> pd.DataFrame: # a row a cell
+@patch(as_prop=True)
+@_kept
+def cells(self:Evaluation)->pd.DataFrame: # a row a cell
     "All metrics of a run, cell by cell"
-    rec = evaluation.run.recording
+    rec = self.run.recording
     return pd.DataFrame({
         "cell": rec.cell_names, "signal": _has_signal(rec.test),
-        **_score_correlations(evaluation),
-        **_score_repeats(rec.test, evaluation.predictions["test"].rates),
-        **_score_spikes(evaluation),
-        **_score_batches(evaluation)})
+        **_score_correlations(self),
+        **_score_repeats(rec.test, self.predictions["test"].rates),
+        **_score_spikes(self),
+        **_score_batches(self)})
+
+# %% ../nbs/06_results.ipynb #f2aa87c6
+class Trials(NamedTuple):
+    "Every repeat of the test movie for itself"
+    counts: np.ndarray # recorded spikes, (repeats, frames, cells)
+    rates: np.ndarray # predicted from the movie and those spikes, (repeats, frames, cells)
+
+@torch.no_grad()
+def _predict_with_history(
+    run, # Run of a model that knows spike history
+    part, # Part to predict
+    counts, # its recorded spikes, (frames, cells)
+    index=None, # frames to predict; all if None
+) -> np.ndarray: # (frames, cells), NaN where history is missing
+    "Rates in a part, knowing the recorded spikes before each frame"
+    frames = Frames(part, index, run.model.img_shape[0], run.scale)
+    rates = np.full(part.rates.shape, np.nan, np.float32)
+    rates[frames.index] = run.model.predict_with_history(frames, counts)
+    return rates
+
+# %% ../nbs/06_results.ipynb #97c5a681
+@patch(as_prop=True)
+@_kept
+def trials(self:Evaluation)->Trials: # NaN where the spikes of single repeats are unknown
+    "Every repeat of the test movie, predicted with its own spikes"
+    test = self.run.recording.test
+    counts = test.repeat_counts
+    if counts is None or np.isnan(counts).any():
+        unknown = np.full(test.repeats.shape, np.nan, np.float32)
+        return Trials(unknown, unknown)
+    return Trials(counts, np.stack([_predict_with_history(self.run, test, c) for c in counts]))
 
 # %% ../nbs/06_results.ipynb #a82c4b13
 def _evaluations_of(run, train_frames):
@@ -651,6 +691,7 @@ def _evaluations_of(run, train_frames):
     questions = [False, True] if run.model.knows_spike_history else [False]
     return [Evaluation(run, run.name, knows_spikes, train_frames) for knows_spikes in questions]
 
+# %% ../nbs/06_results.ipynb #71cc3888
 def _where_ambiguous(labels, details):
     "Labels that stand more than once get a detail behind them"
     return [f"{label} ({detail})" if labels.count(label) > 1 else label for label, detail in zip(labels, details)]
@@ -710,8 +751,8 @@ def cells_table(
 columns = {
     "model": "class of the model, with the recording and the run's folder where two rows would read the same; "
              "'with spike history' marks a model that also sees the spikes recorded up to the frame before "
-             "in the same trial: another question, so it stands last and is not compared. Smoothed rates contain those spikes, "
-             "so its correlations can pass the ceiling; judge it by bits_per_spike",
+             "in the same trial: another question, so it stands last and is not compared. "
+             "Smoothed rates contain those spikes, so its correlations can pass the ceiling; judge it by bits_per_spike",
     "history": "frames of the movie that the model sees, the newest included",
     "params": "number of parameters, frozen ones included",
     "split": "how training and validation frames were separated: blocked (stretches of seconds, with gaps), "
@@ -745,15 +786,20 @@ def results_table(
 
 def _results_row(evaluation, signal_only):
     "Means over cells, and what is known of the run"
-    run, cells = evaluation.run, evaluation.cells
+    cells = evaluation.cells
     used = cells.signal.to_numpy() if signal_only else np.ones(len(cells), bool)
     lo, hi = percentile_interval(nanmean(evaluation.test_samples[:, used]))
-    facts = dict(
-        model=evaluation.label, history=run.config["history"], split=run.config["split"],
-        params=sum(p.numel() for p in run.model.parameters()),
-        test_corr_lo=float(lo), test_corr_hi=float(hi),
-        epochs=len(run.history), seconds=run.history.seconds.sum())
-    return {c: facts[c] if c in facts else float(nanmean(cells[c][used])) for c in columns}
+    row = _run_facts(evaluation) | dict(test_corr_lo=float(lo), test_corr_hi=float(hi))
+    row |= {c: float(nanmean(cells[c][used])) for c in columns if c not in row}
+    return {c: row[c] for c in columns}
+
+# %% ../nbs/06_results.ipynb #fa63a977
+def _run_facts(evaluation):
+    "What a row says beside scores"
+    run = evaluation.run
+    return dict(model=evaluation.label, history=run.config["history"], split=run.config["split"],
+                params=sum(p.numel() for p in run.model.parameters()),
+                epochs=len(run.history), seconds=run.history.seconds.sum())
 
 # %% ../nbs/06_results.ipynb #dee9dbfe
 def differences(
@@ -780,6 +826,7 @@ def seeds_table(
     for e in evaluations(runs): groups.setdefault((config_without_seed(e.run), e.knows_spikes), []).append(e)
     return pd.DataFrame([_seeds_row(members) for members in groups.values() if len(members) > 1])
 
+# %% ../nbs/06_results.ipynb #d27c4dd3
 def _seeds_row(members):
     "Scores over Evaluations that differ only in their seed"
     scores = results_table(members)[["train_corr", "val_corr", "test_corr", "cc_norm", "feve", "bits_per_spike"]]
@@ -837,9 +884,10 @@ def format_table(
 def _format_column(column):
     "A column's numbers as text"
     if column.name in ("params", "history", "epochs", "seconds"): return column.map("{:,.0f}".format)
-    if pd.api.types.is_float_dtype(column): return column.map(lambda v: "–" if np.isnan(v) else f"{v:.3f}")
+    if pd.api.types.is_float_dtype(column): return column.map(_format_score)
     return column.astype(str)
 
+def _format_score(value): return "–" if np.isnan(value) else f"{value:.3f}"
 def _format_interval(lo, hi): return f" [{lo:.3f}, {hi:.3f}]" if np.isfinite(lo) else ""
 
 # %% ../nbs/06_results.ipynb #61da2859
@@ -849,19 +897,19 @@ def leak_table(
     "What the validation number of each split claims, beside what the repeated test movie says"
     return pd.DataFrame([_leak_row(run) for run in runs])
 
+# %% ../nbs/06_results.ipynb #4cea5fc8
 def _leak_row(run):
     "Validation and test correlation of a run, means over cells"
     parts, hz = evaluate(run), run.recording.hz
-    index, *val = parts["val"]
-    order = np.argsort(index)
-    val = _mean_interval(*(x[order] for x in val), _frames_a_second(index, hz))
-    _, *test = parts["test"]
-    known = np.isfinite(parts["test"].rates).all(1)
-    test = _mean_interval(*(x[known] for x in test), _block_length(hz))
+    index, known = parts["val"].index, np.isfinite(parts["test"].rates).all(1)
+    val = _mean_interval(parts["val"], np.argsort(index), _frames_a_second(index, hz))
+    test = _mean_interval(parts["test"], known, _block_length(hz))
     return dict(split=run.config["split"], val_corr=val.value, val_corr_lo=val.lo, val_corr_hi=val.hi,
                 test_corr=test.value, test_corr_lo=test.lo, test_corr_hi=test.hi, gap=val.value - test.value)
 
-def _mean_interval(recorded, rates, block): return interval(pearson, recorded, rates, block=block).loc["mean"]
+def _mean_interval(predicted, chosen, block):
+    "Correlation over the chosen frames, mean over cells"
+    return interval(pearson, predicted.recorded[chosen], predicted.rates[chosen], block=block).loc["mean"]
 
 def _frames_a_second(index, hz):
     "How many of these frames a second of the movie holds, in the median of the seconds that hold any"

@@ -234,7 +234,7 @@ def test_leak(tmp_path):
 
 def test_glm_with_and_without_spike_history(tmp_path):
     rec = Recording(record(tmp_path/"noise.h5"))
-    runs = [train(rec, "glm", tmp_path/"glm", history=6, progress=False), train(rec, "ln", tmp_path/"ln", history=6, progress=False)]
+    runs = [train_run(rec, "glm", tmp_path/"glm", history=6, progress=False), train_run(rec, "ln", tmp_path/"ln", history=6, progress=False)]
     table = results_table(runs)
     assert table.model.tolist()[-1] == "GLM with spike history" and set(table.model) == {"GLM", "LN", "GLM with spike history"}
     assert not differences(runs).model.str.contains("spike").any() and "GLM with spike history" not in summary_sentence(runs)
@@ -257,6 +257,6 @@ def test_glm_where_the_spikes_of_repeats_are_unknown(tmp_path):
     path = record(tmp_path/"noise.h5")
     with h5py.File(path, "r+") as f:
         for cell in f["test/repeats"]: f[f"test/repeats/{cell}"][:] *= 1.1
-    table = results_table([train(Recording(path), "glm", tmp_path/"glm", history=6, progress=False)]).set_index("model")
+    table = results_table([train_run(Recording(path), "glm", tmp_path/"glm", history=6, progress=False)]).set_index("model")
     assert np.isnan(table.test_corr["GLM with spike history"]) and table.val_corr.notna().all() and table.test_corr["GLM"] > 0
     write_results([load_run(tmp_path/"glm")], tmp_path/"out")
