@@ -40,7 +40,8 @@ class SpaceTime(RateModel):
         "The spots, (n_filters, height*width), each with a sum of 1"
         rows, cols = (torch.arange(size, device=self.center.device) for size in self.img_shape[1:])
         distance = (self.center[:, None] - torch.cartesian_prod(rows, cols)).square().sum(-1)
-        return torch.softmax(-distance/2*torch.exp(-2*self.log_width[:, None]), 1)
+        exponent = -distance/2*torch.exp(-2*self.log_width[:, None])
+        return torch.softmax(exponent.clamp(min=-30), 1)                             # CPUs are slow with smaller numbers
 
     def drive(self,
         x, # stimuli, (batch, history, height, width), scaled
