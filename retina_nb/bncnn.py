@@ -69,7 +69,7 @@ def output_nonlinearity(
     "The output nonlinearity"
     return Softplus() if softplus else Exponential()
 
-# %% ../nbs/02_bncnn.ipynb #5ac157a8
+# %% ../nbs/02_bncnn.ipynb #c4a6fb9e
 @runtime_checkable
 class KnowsItsLog(Protocol):
     "An output nonlinearity that says the log of its rate"
@@ -294,6 +294,7 @@ class RateModel(nn.Module):
     default_epochs = 100     # at most; 0 for a model that `initialise` solves
     ema_decay = None         # share of the moving average of the weights that stays at each step; None for no average
     shared = ()              # names of the parameters that several recordings train together
+    progress = True          # show how far `initialise` has come, where that takes long?
 
     def initialise(self,
         train, # what `dataset` makes of the training frames
@@ -378,7 +379,7 @@ def batches_of(
         batch, _ = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
         yield batch
 
-# %% ../nbs/02_bncnn.ipynb #f1ab72fa
+# %% ../nbs/02_bncnn.ipynb #4a57a13c
 class FrameItems(Dataset):
     "Base of datasets made from Frames; write `__getitems__`, and `__len__` where an item is not a frame"
     def __init__(self,
@@ -453,7 +454,7 @@ class BNCNN(RateModel):
     def readout(self, maps): return self.sequential[8:11](maps) # drive, (batch, n_units)
     def drive(self, x): return self.readout(self.feature_maps(x))
 
-# %% ../nbs/02_bncnn.ipynb #4c7aa1c9
+# %% ../nbs/02_bncnn.ipynb #e3922ebf
 def check_parts(
     model, # any model of rates
 ):
@@ -526,7 +527,7 @@ def check_rebuild(
     with torch.no_grad(): same = torch.equal(again.eval()(x), model.eval()(x))
     assert same, "the rebuilt model gives other rates"
 
-# %% ../nbs/02_bncnn.ipynb #b0ca9f19
+# %% ../nbs/02_bncnn.ipynb #e46dd868
 def noise_frames(
     model, # any model of rates
     n=24, # windows

@@ -61,7 +61,7 @@ def corr_in_batch(
     r = (y*yhat).sum(-2)/(y.norm(dim=-2)*yhat.norm(dim=-2)).clamp_min(1e-12)
     return r.where(~constant, 0).mean(-1)
 
-# %% ../nbs/05_training.ipynb #d23fcdf0
+# %% ../nbs/05_training.ipynb #73dbaf58
 class Scores(nn.Module):
     "Loss, correlation over the whole split, and the reference's batch correlation"
     def __init__(self, n_units):
@@ -105,7 +105,7 @@ def history_row(
         row[f"batch_{part}_corr"] = scores["batch_corr"]
     return row | {"seconds": seconds}
 
-# %% ../nbs/05_training.ipynb #3cc41ee3
+# %% ../nbs/05_training.ipynb #36fecc99
 def interleaved_clips(
     samples, # in the order of time
     length, # samples in a clip
@@ -369,7 +369,7 @@ def model_path(
         raise InputError(f"model: expected one of {names}, or module:Class for one of your own, found '{model}'")
     return path
 
-# %% ../nbs/05_training.ipynb #77737579
+# %% ../nbs/05_training.ipynb #41eb96d8
 def load_class(
     model, # a class, or what `model_path` takes
 ) -> type: # subclass of RateModel
@@ -385,7 +385,7 @@ def load_class(
         raise InputError(f"model: expected a subclass of retina_nb.bncnn.RateModel, found {model}")
     return found
 
-# %% ../nbs/05_training.ipynb #2d906660
+# %% ../nbs/05_training.ipynb #d5beee8d
 def write_json(path, value):
     with atomic_write(path) as f: f.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -482,7 +482,7 @@ def _trained_model(run):
     model.load_state_dict(state)
     return model
 
-# %% ../nbs/05_training.ipynb #660d1c05
+# %% ../nbs/05_training.ipynb #d66e4434
 def load_run(
     path, # run folder
     trust=False, # import a model from outside this package?
@@ -505,7 +505,7 @@ def config_without_seed(
     "All that is the same in runs that differ only in their seed"
     return repr(sorted((k, v) for k, v in run.config.items() if k not in ("seed", "scaling", "versions", "blocks")))
 
-# %% ../nbs/05_training.ipynb #bf76ebc1
+# %% ../nbs/05_training.ipynb #695c245d
 def check_settings(
     model, # a RateModel
     rec, # Recording
@@ -531,7 +531,7 @@ def check_processes(batch_size, world):
     raise InputError(f"batch_size: expected a multiple of {world}, since {world} processes share a batch, "
                      f"found {batch_size}; use {larger}, or other --devices")
 
-# %% ../nbs/05_training.ipynb #dffa437e
+# %% ../nbs/05_training.ipynb #035323f1
 class TrainValid(NamedTuple):
     "Something of the training frames, and of the validation frames"
     train: object
@@ -562,7 +562,7 @@ def train_valid_frames(
     train = Frames(rec.train, train_index, history, settings["scale"])
     return TrainValid(train, Frames(rec.train, valid_index, history, train.scale))
 
-# %% ../nbs/05_training.ipynb #ca66aaa5
+# %% ../nbs/05_training.ipynb #e7c9a33e
 def already_batched(batch): return batch  # datasets give whole batches
 
 def make_loaders(
@@ -697,7 +697,7 @@ def make_trainer(
         raise InputError("training: expected devices that are here and options of Lightning's Trainer, "
                          f"found: {e}") from None
 
-# %% ../nbs/05_training.ipynb #1a68d2f5
+# %% ../nbs/05_training.ipynb #99b35fff
 def fit_settings(model, *, split="blocked", fractions=(.9, .1), scale="unit", epochs=None, batch_size=32, lr=None,
                  patience=10, seed=0):
     "The settings of a training, complete, as they are written down"
@@ -744,6 +744,7 @@ def fit(
     config = run_config(model, rec, scaling, settings, trainer=trainer_log)
     if trainer.is_global_zero: start_folder(out, config, resume)
     if not model.default_epochs:
+        model.progress = progress and not Progress().lines
         if not (out/"model.pth").exists(): solve(model, frames, out)
         return run_of(model, out)
     loaders = make_loaders(model, frames, settings, workers, trainer)
@@ -787,7 +788,7 @@ def finish_run(
     summary = {"epochs": len(history), "best_epoch": epoch, "seconds": history.seconds.sum(), "params": params}
     write_json(out/"training_results.json", summary | best)
 
-# %% ../nbs/05_training.ipynb #6878e7a6
+# %% ../nbs/05_training.ipynb #e541e743
 def start_trainer(out, model, settings, progress, precision, **trainer_kwargs):
     "Lightning's Trainer, and what is written down of its options"
     exact = "32-true" if precision == "auto" else precision
@@ -817,7 +818,7 @@ def finish_training(
     model.after_fit(frames.train, rec.train)
     finish_run(folder, model.state_dict(), epoch)
 
-# %% ../nbs/05_training.ipynb #74665063
+# %% ../nbs/05_training.ipynb #6fd135f4
 @torch.no_grad()
 def solve(
     model, # a RateModel with default_epochs = 0

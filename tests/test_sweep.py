@@ -1,4 +1,5 @@
 "Sweeps from the shell: the whole road, Ctrl-C, kill, and two processes that share a study"
+import json
 import os
 import signal
 import subprocess
@@ -16,12 +17,21 @@ from retina_nb.training import load_run
 SMALL = ["--set", "ksizes=[3,3] batch_size=64 lr=3e-3", "--history", 4]
 
 
-def start(data, out, *args, heartbeat=1):
+SCRIPT = """import sys
+import retina_nb.sweep
+from retina_nb.commands import retina_sweep
+retina_nb.sweep.heartbeat = {heartbeat}
+sys.exit(retina_sweep())
+"""
+
+
+def start(data, out, *args, heartbeat=1, cwd=None):
     "retina_sweep, with signs of life every second"
     script = out.parent/"retina_sweep"
-    script.write_text(f"import sys, retina_nb.sweep as s\nfrom retina_nb.commands import retina_sweep\ns.heartbeat = {heartbeat}\nsys.exit(retina_sweep())\n")
-    return subprocess.Popen([sys.executable, script, "--data", str(data), "--out", str(out), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"})
+    script.write_text(SCRIPT.format(heartbeat=heartbeat))
+    command = [sys.executable, script, "--data", str(data), "--out", str(out), *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=cwd)
 
 
 def ended(p):
@@ -46,6 +56,16 @@ def test_grid_by_two_processes(recording, tmp_path):
     before = (tmp_path/"sweep"/"sweep.csv").read_bytes()
     ended(start(*args))  # nothing is left to do
     assert (tmp_path/"sweep"/"sweep.csv").read_bytes() == before
+
+
+def test_own_model(recording, tmp_path):
+    "A class from a file in the working folder"
+    (tmp_path/"mine.py").write_text("from retina_nb.bncnn import BNCNN\nclass Mine(BNCNN): pass\n")
+    args = "--model", "mine:Mine", *SMALL, "--search", "grid", "--space", "chans=[2,2]", "--epochs", 1
+    ended(start(recording, tmp_path/"sweep", *args, cwd=tmp_path))
+    assert pd.read_csv(tmp_path/"sweep"/"sweep.csv").state.tolist() == ["done"]
+    config = json.loads((tmp_path/"sweep"/"trial000"/"config.json").read_text())
+    assert config["model"] == "mine:Mine"
 
 
 SEARCH = [*SMALL, "--space", "lr=1e-3:1e-2:log chans=[2,2],[2,3]", "--trials", 2, "--epochs", 4]
