@@ -21,6 +21,7 @@ class SpaceTime(RateModel):
     defaults = dict(img_shape=(40, 50, 50), n_units=9, n_filters=36, n_basis=8)
     rules = RateModel.rules | {name: (positive_int, "a positive whole number") for name in ("n_filters", "n_basis")}
     default_lr = 0.03
+    ema_decay = 0.97          # a moving average of the weights is what is validated and kept
 
     def __init__(self,
         **given, # hyperparameters that differ from `defaults`
@@ -32,7 +33,7 @@ class SpaceTime(RateModel):
         self.log_width = nn.Parameter(torch.full((n,), math.log(height/10)))         # of pixels
         self.time = nn.Parameter(torch.randn(n, n_basis)/n_basis**0.5)
         self.register_buffer("basis", cosine_basis(history, n_basis))                # (n_basis, history)
-        self.norm = nn.BatchNorm1d(n, affine=False)
+        self.threshold = nn.Parameter(torch.zeros(n))
         self.readout = nn.Linear(n, self.n_units)
         self.output = Softplus()
 
@@ -48,4 +49,4 @@ class SpaceTime(RateModel):
     )->torch.Tensor: # (batch, n_units)
         spots = self.check_input(x).flatten(2) @ self.space().T                      # (batch, history, n_filters)
         filtered = torch.einsum("btn,nt->bn", spots, self.time @ self.basis)
-        return self.readout(F.relu(self.norm(filtered)))
+        return self.readout(F.relu(filtered - self.threshold))
