@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from .data import old_names
 from .baselines import Pooled, cosine_basis, covariances, features, pool, recent_spikes, ridge
 from .bncnn import FrameItems, RateModel, in_range, log_softplus, optional, positive_int, rules
 
@@ -885,3 +886,6 @@ def predict_with_history(self:AdaptiveSubunits,
     past = self._past_spikes(torch.as_tensor(counts, dtype=torch.float32), frames)
     drive = _add_history(self.drive_movie(frames).cpu(), past, self.spike_weights.cpu())
     return self.output(drive)
+
+# %% ../nbs/11_adaptive.ipynb #7683134c
+__getattr__ = old_names(__name__)  # names of before

@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .bncnn import RateModel, boolean, log_softplus, optional, positive_int
-from .data import InputError
+from .data import InputError, old_names
 
 # %% ../nbs/08_baselines.ipynb #41197e35
 def cosine_basis(
@@ -957,3 +957,6 @@ def predict_with_history(self:GLM,
         drives.append(self.past(spikes.to(device)))
     stimulus_drive = self.joint.stream(Pooled(frames, self.joint.size)).to(device)
     return self.output(stimulus_drive + torch.cat(drives)).cpu()
+
+# %% ../nbs/08_baselines.ipynb #d580d9ce
+__getattr__ = old_names(__name__)  # names of before

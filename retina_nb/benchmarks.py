@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from .bncnn import RateModel, trained_parameters
-from .data import Frames, InputError, Recording, Scaling, atomic_write, write_recording
+from .data import Frames, InputError, Recording, Scaling, atomic_write, old_names, write_recording
 from .stacked import LinearStackedBNCNN
 from .training import (BatchSampler, FiringRates, epoch_sampler, fastest_layout, fit, keep_freed_memory,
                                 load_class, model_for, poisson_loss, predict)
@@ -586,3 +586,6 @@ def _print_header(rec):
 
 # %% ../nbs/10_benchmarks.ipynb #5e36972a
 quick_form = dict(frames=6000, steps=2, rounds=1, epoch=True, chans=[2, 4])
+
+# %% ../nbs/10_benchmarks.ipynb #4a003f2d
+__getattr__ = old_names(__name__)  # names of before

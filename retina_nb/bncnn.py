@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
-from .data import Frames, InputError, Part
+from .data import Frames, InputError, Part, old_names
 
 # %% ../nbs/02_bncnn.ipynb #294b3085
 hyperparams = dict(img_shape=(1, 50, 50), chans=[32, 64], ksizes=[5, 5, 3], bias=False, bnorm_d=2, bn_moment=0.1,
@@ -334,8 +334,9 @@ class RateModel(nn.Module):
     )->torch.Tensor: # rates, (frames, n_units) Hz, on the CPU
         "Rates at all frames, in their order"
         device = next(self.parameters()).device
-        windows = batches_of(frames, batch_size)
-        return torch.cat([self(frames.scale(x.to(device))).float().cpu() for x in windows])
+        rates = torch.empty(len(frames), self.n_units)
+        for at, windows in batches_of(frames, batch_size): rates[at] = self(frames.scale(windows.to(device))).float().cpu()
+        return rates
 
     @property
     def knows_spike_history(self)->bool:
@@ -373,11 +374,12 @@ def trained_parameters(
 def batches_of(
     dataset, # with `__getitems__`
     batch_size, # items at a time
-): # yields batches, without the rates
+): # yields (slice of the items, batch without the rates)
     "All items of a dataset in their order, batch by batch"
     for start in range(0, len(dataset), batch_size):
-        batch, _ = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
-        yield batch
+        stop = min(start + batch_size, len(dataset))
+        batch, _ = dataset.__getitems__(range(start, stop))
+        yield slice(start, stop), batch
 
 # %% ../nbs/02_bncnn.ipynb #4a57a13c
 class FrameItems(Dataset):
@@ -636,3 +638,6 @@ def check_model(
         check_prediction(model, frames)
         check_learning(copy.deepcopy(model), frames)
         return check_fit(model, x, y, steps, lr) if model.default_epochs else math.nan
+
+# %% ../nbs/02_bncnn.ipynb #e667e2a8
+__getattr__ = old_names(__name__)  # names of before

@@ -122,8 +122,9 @@ def drive_batch(self:CNNBiLSTM, batch, scale):
 @patch
 def predict_movie(self:CNNBiLSTM, frames, batch_size=128):
     "Rates at all frames; each frame passes the convolutions once a batch"
-    device, rates = next(self.parameters()).device, []
-    for batch in batches_of(FrameClips(frames), batch_size):
+    device = next(self.parameters()).device
+    rates = torch.empty(len(frames), self.n_units)
+    for at, batch in batches_of(FrameClips(frames), batch_size):
         drive = self.drive_frames(frames.scale(batch.frames.to(device)), batch.window_index.to(device))
-        rates.append(self.output(drive).float().cpu())
-    return torch.cat(rates)
+        rates[at] = self.output(drive).float().cpu()
+    return rates

@@ -50,6 +50,11 @@ def _wrong(message):
 def _recording_given(data):
     if data is None: raise _wrong("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
 
+def _save_figure(figure, path, **options):
+    import matplotlib.pyplot as plt
+    figure.savefig(path, **options)
+    plt.close(figure)
+
 def _model_class(model):
     "The class that `--model` names"
     from retina_nb.data import InputError
@@ -237,7 +242,7 @@ def retina_sweep(
               "try again in a minute")
         return
     if (table.state != "failed").any():
-        with atomic_write(out/"sweep.png") as f: sweep_figure(table).savefig(f, format="png", dpi=100)
+        with atomic_write(out/"sweep.png") as f: _save_figure(sweep_figure(table), f, format="png", dpi=100)
     _say_sweep(out, table)
 
 def _say_sweep(out, table):
@@ -329,7 +334,7 @@ def retina_leak(
     runs = [train_run(rec, kind, out/split, split=split, **options) for split in ("random", "stratified", "blocked")]
     table = leak_table(runs)
     with atomic_write(out/"leak.csv") as f: table.to_csv(f, index=False)
-    with atomic_write(out/"leak.png") as f: leak_figure(table).figure.savefig(f, bbox_inches="tight")
+    with atomic_write(out/"leak.png") as f: _save_figure(leak_figure(table).figure, f, bbox_inches="tight")
     print(f"\n{format_table(table).to_string(index=False)}\n\n{out/'leak.csv'}\n{out/'leak.png'}")
 
 # %% ../nbs/16_commands.ipynb #899224c0

@@ -12,6 +12,7 @@ __all__ = ['renamed', 'SMOOTHING_S', 'H5_ERRORS', 'well_isolated', 'archive_url'
 import importlib, math, re, shutil, tempfile, warnings, zipfile, zlib
 from contextlib import contextmanager
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -49,19 +50,76 @@ def atomic_write(
 
 # %% ../nbs/00_data.ipynb #218f204c
 renamed = {  # module.name of before -> module:name of now
-    "data.Problem": "data:InputError",
-    "data.whole": "data:atomic_write",
-    "data.guard": "data:guard_frames",
-    "data.responses": "data:SMOOTHING_S",
-    "data.damage": "data:H5_ERRORS",
-    "bncnn.sizes": "bncnn:int_list",
-    "bncnn.one": "bncnn:positive_int",
+    "adaptive.Stretches": "adaptive:Segments",
+    "adaptive.first_looks": "adaptive:initial_guesses",
+    "adaptive.later": "adaptive:delay",
+    "adaptive.maybe": "bncnn:optional",
+    "adaptive.middle": "adaptive:centre_and_spread",
+    "adaptive.near": "adaptive:neighbourhood_mask",
+    "baselines.check_frames": "baselines:_check_frames",
+    "baselines.choose": "baselines:choose_penalty",
+    "baselines.fit_heights": "baselines:_most_likely_heights",
+    "baselines.ramps": "baselines:_ramps",
+    "benchmarks.retina_bench": "commands:retina_bench",
+    "bncnn.checked": "bncnn:validate_hyperparams",
+    "bncnn.choice": "bncnn:one_of",
     "bncnn.flag": "bncnn:boolean",
     "bncnn.number": "bncnn:in_range",
-    "bncnn.choice": "bncnn:one_of",
+    "bncnn.one": "bncnn:positive_int",
+    "bncnn.output": "bncnn:output_nonlinearity",
     "bncnn.places": "bncnn:cell_centers",
-    "bncnn.checked": "bncnn:validate_hyperparams",
-    "bncnn.output": "bncnn:output_nonlinearity"}
+    "bncnn.sizes": "bncnn:int_list",
+    "data.Problem": "data:InputError",
+    "data.command": "commands:cli_errors",
+    "data.damage": "data:H5_ERRORS",
+    "data.guard": "data:guard_frames",
+    "data.responses": "data:SMOOTHING_S",
+    "data.retina_fetch": "commands:retina_fetch",
+    "data.whole": "data:atomic_write",
+    "results.WithSpikes": "results:Evaluation",
+    "results.ceilings_figure": "report:ceilings_figure",
+    "results.cells_figure": "report:cells_figure",
+    "results.headline": "report:summary_sentence",
+    "results.laptop": "commands:SMALL_SETTINGS",
+    "results.leak_figure": "report:leak_figure",
+    "results.learning_curves": "report:learning_curves",
+    "results.palette": "report:palette",
+    "results.protocols": "commands:protocols",
+    "results.rates_figure": "report:rates_figure",
+    "results.readable": "results:format_table",
+    "results.report_sections": "report:report_sections",
+    "results.retina_demo": "commands:retina_demo",
+    "results.retina_leak": "commands:retina_leak",
+    "results.retina_results": "commands:retina_results",
+    "results.write_results": "report:write_results",
+    "simulation.DEAD": "simulation:_DEAD_MS",
+    "simulation.MOVIES": "simulation:_MOVIES",
+    "simulation.SURVIVAL": "simulation:_SURVIVAL",
+    "simulation.retina_simulate": "commands:retina_simulate",
+    "sweep.retina_sweep": "commands:retina_sweep",
+    "training.AddUp": "parallel:AllReduceSum",
+    "training.BatchNormOfAll": "parallel:SyncBatchNormMode",
+    "training.Batches": "training:BatchSampler",
+    "training.Clips": "cnnbilstm:FrameClips",
+    "training.Features": "stacked:CachedFeatures",
+    "training.OnDevice": "training:MoveDataToDevice",
+    "training.Sessions": "parallel:Sessions",
+    "training.Shuffled": "training:EpochSampler",
+    "training.batch_norm_of_all": "parallel:sync_batch_norm",
+    "training.but_seed": "training:config_without_seed",
+    "training.check_core": "parallel:check_shared",
+    "training.drive_batch": "bncnn:RateModel.drive_batch",
+    "training.frozen_features": "stacked:LinearStackedBNCNN.dataset",
+    "training.gathered": "parallel:all_gather_uneven",
+    "training.keep_memory": "training:keep_freed_memory",
+    "training.quickest": "training:fastest_layout",
+    "training.ready": "training:already_batched",
+    "training.retina_predict": "commands:retina_predict",
+    "training.retina_train": "commands:retina_train",
+    "training.room": "training:free_memory",
+    "training.session_names": "parallel:session_names",
+    "training.share_core": "parallel:share_core",
+    "training.train": "training:train_run"}
 
 # %% ../nbs/00_data.ipynb #89cacc8a
 def old_names(
@@ -77,7 +135,7 @@ def old_names(
         now = f"{package}.{new_module}.{new_name}"
         message = f"{module_name}.{name} is now {now}; the old name goes with version 0.3"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(f"{package}.{new_module}"), new_name)
+        return attrgetter(new_name)(importlib.import_module(f"{package}.{new_module}"))
     return __getattr__
 
 # %% ../nbs/00_data.ipynb #ed294bd3

@@ -21,7 +21,7 @@ import torch
 from fastcore.basics import patch
 from scipy.special import xlogy
 
-from .data import Frames, InputError
+from .data import Frames, InputError, old_names
 from .training import Run, config_without_seed, predict
 
 # %% ../nbs/06_results.ipynb #f2748d7e
@@ -915,3 +915,6 @@ def _frames_a_second(index, hz):
     "How many of these frames a second of the movie holds, in the median of the seconds that hold any"
     in_second = np.bincount((index/hz).astype(int))
     return int(np.ceil(np.median(in_second[in_second > 0])))
+
+# %% ../nbs/06_results.ipynb #556fa287
+__getattr__ = old_names(__name__)  # names of before

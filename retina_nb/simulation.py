@@ -18,7 +18,7 @@ from scipy.signal import lfilter, oaconvolve
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
-from .data import InputError, write_recording
+from .data import InputError, old_names, write_recording
 
 # %% ../nbs/07_simulation.ipynb #e785eb67
 HZ = 100   # frames per second
@@ -468,3 +468,6 @@ def simulate_recording(
                         test_stimulus=test.play(bar), test_spikes=test.spikes.times,
                         hz=HZ, blocks=blocks, truth=truth)
     return Path(path)
+
+# %% ../nbs/07_simulation.ipynb #f3fc7524
+__getattr__ = old_names(__name__)  # names of before

@@ -142,7 +142,7 @@ class CachedFeatures(torch.utils.data.Dataset):
 def dataset(self:LinearStackedBNCNN, frames):
     "The features of all frames, computed once, where the model is"
     device = self.mean.device
-    features = [self.features(frames.scale(x.to(device))) for x in batches_of(frames, 256)]
+    features = [self.features(frames.scale(windows.to(device))) for _, windows in batches_of(frames, 256)]
     rates = frames.rates[torch.from_numpy(frames.index).to(frames.rates.device)]
     return CachedFeatures(torch.cat(features), rates.to(device))
 

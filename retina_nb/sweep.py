@@ -22,7 +22,7 @@ from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from .data import InputError, Recording, atomic_write
+from .data import InputError, Recording, atomic_write, old_names
 from .training import checksum, load_class, model_path, parse_settings, train_run
 
 # %% ../nbs/12_sweep.ipynb #df5c4c7c
@@ -307,3 +307,6 @@ def sweep_figure(
     axs[0, 0].set_ylabel("validation correlation\n(mean over cells)")
     axs[0, -1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
+
+# %% ../nbs/12_sweep.ipynb #a5a4597a
+__getattr__ = old_names(__name__)  # names of before

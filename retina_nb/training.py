@@ -6,11 +6,11 @@
 __all__ = ['models', 'poisson_loss', 'corr_in_batch', 'Scores', 'history_row', 'interleaved_clips', 'BatchSampler', 'FiringRates',
            'log_row', 'EpochSampler', 'Layout', 'step_time', 'fastest_layout', 'free_memory', 'Movable',
            'MoveDataToDevice', 'ChooseLayout', 'keep_freed_memory', 'model_path', 'load_class', 'write_json',
-           'checksum', 'Run', 'best_of_checkpoint', 'load_run', 'load_runs', 'config_without_seed', 'check_settings',
-           'check_processes', 'TrainValid', 'epoch_sampler', 'train_valid_frames', 'already_batched', 'make_loaders',
-           'run_config', 'start_folder', 'quiet_lightning', 'Progress', 'make_trainer', 'fit_settings', 'run_of', 'fit',
-           'run_trainer', 'finish_run', 'start_trainer', 'rate_module', 'finish_training', 'solve', 'predict',
-           'parse_settings', 'model_for', 'train_run']
+           'checksum', 'Run', 'best_of_checkpoint', 'load_run', 'load_runs', 'config_without_seed', 'rebuild',
+           'check_settings', 'check_processes', 'TrainValid', 'epoch_sampler', 'train_valid_frames', 'already_batched',
+           'make_loaders', 'run_config', 'start_folder', 'quiet_lightning', 'Progress', 'make_trainer', 'fit_settings',
+           'run_of', 'fit', 'run_trainer', 'finish_run', 'start_trainer', 'rate_module', 'finish_training', 'solve',
+           'predict', 'parse_settings', 'model_for', 'train_run']
 
 # %% ../nbs/05_training.ipynb #9e3658db
 import ast, copy, ctypes, json, logging, os, platform, sys, time, warnings
@@ -25,7 +25,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import lightning as L
 import numpy as np
 import pandas as pd
-import pooch
 import torch
 from fastcore.basics import patch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
@@ -37,8 +36,8 @@ from torch.utils.data import DataLoader, Sampler
 from torchmetrics import MeanMetric, PearsonCorrCoef
 
 from .bncnn import RateModel, log_rate, trained_parameters
-from .data import (Frames, InputError, LazyMovie, Part, Recording, Scaling, atomic_write, full_history,
-                            split_frames)
+from .data import (Frames, InputError, LazyMovie, Part, Recording, Scaling, atomic_write,
+                            full_history, old_names, split_frames)
 
 # %% ../nbs/05_training.ipynb #0886db0b
 def poisson_loss(
@@ -390,7 +389,9 @@ def write_json(path, value):
     with atomic_write(path) as f: f.write_text(json.dumps(value, indent=2) + "\n")
 
 @lru_cache
-def _checksum(path, size, changed): return pooch.file_hash(path)
+def _checksum(path, size, changed):
+    import pooch  # here, as nothing else needs it
+    return pooch.file_hash(path)
 
 def checksum(
     path, # a file
@@ -506,6 +507,17 @@ def config_without_seed(
     return repr(sorted((k, v) for k, v in run.config.items() if k not in ("seed", "scaling", "versions", "blocks")))
 
 # %% ../nbs/05_training.ipynb #695c245d
+def rebuild(
+    model, # a RateModel
+) -> RateModel:
+    "A new model with the same hyperparameters, as a run folder builds it again"
+    kind = type(model)
+    try:
+        with torch.random.fork_rng(): return kind(**model.hyperparams)
+    except (TypeError, InputError) as e:
+        raise InputError(f"model: expected {kind.__name__} to be built again from its hyperparams by name, found: {e}; "
+                         "hand all that its __init__ takes to super().__init__") from None
+
 def check_settings(
     model, # a RateModel
     rec, # Recording
@@ -514,6 +526,7 @@ def check_settings(
     "An InputError where model, recording and settings do not go together"
     if not isinstance(model, RateModel):
         raise InputError(f"model: expected a RateModel (from retina_nb.bncnn), found {type(model).__name__}")
+    rebuild(model)
     size, found = tuple(model.img_shape[1:]), tuple(rec.train.stimulus.shape[1:])
     if size != found: raise InputError(f"{rec.path}: expected frames of {size} as in the model's img_shape, found {found}")
     if model.n_units != rec.n_cells:
@@ -814,9 +827,12 @@ def finish_training(
 ):
     "Take the best weights, learn what is learned once the rest stands, and write the results"
     state, epoch = best_of_checkpoint(checkpoints, prefix)
-    model.cpu().load_state_dict(state)
-    model.after_fit(frames.train, rec.train)
-    finish_run(folder, model.state_dict(), epoch)
+    if type(model).after_fit is not RateModel.after_fit:
+        best = rebuild(model)
+        best.load_state_dict(state)
+        best.after_fit(frames.train, rec.train)
+        state = best.state_dict()
+    finish_run(folder, state, epoch)
 
 # %% ../nbs/05_training.ipynb #6fd135f4
 @torch.no_grad()
@@ -928,3 +944,6 @@ def _on_base(rec, kind, out, history, settings, options):
         raise InputError(f"{base.path}: expected a run of {expected.__name__} as base of a stacked model, "
                          f"found {base.model_name}")
     return kind(base.model, **on_top)
+
+# %% ../nbs/05_training.ipynb #f34dcaa6
+__getattr__ = old_names(__name__)  # names of before
