@@ -19,7 +19,9 @@ from .bncnn import RateModel, Softplus, positive_int
 class SpaceTime(RateModel):
     "Gaussian spots, each followed over time and rectified, and a weighted sum of all of them for each cell"
     defaults = dict(img_shape=(40, 50, 50), n_units=9, n_filters=36, n_basis=8)
-    rules = RateModel.rules | {name: (positive_int, "a positive whole number") for name in ("n_filters", "n_basis")}
+    rules = RateModel.rules | dict(
+        n_filters=(positive_int, "a positive whole number"),
+        n_basis=(positive_int, "a positive whole number"))
     default_lr = 0.03
     ema_decay = 0.97          # a moving average of the weights is what is validated and kept
 
