@@ -44,7 +44,7 @@ class SpaceTime(RateModel):
         rows, cols = (torch.arange(size, device=self.center.device) for size in self.img_shape[1:])
         distance = (self.center[:, None] - torch.cartesian_prod(rows, cols)).square().sum(-1)
         exponent = -distance/2*torch.exp(-2*self.log_width[:, None])
-        return torch.softmax(exponent.clamp(min=-30), 1)                             # CPUs are slow with smaller numbers
+        return torch.softmax(exponent.clamp(min=-30), 1)  # CPUs are slow with smaller numbers
 
     def drive(self,
         x, # stimuli, (batch, history, height, width), scaled
