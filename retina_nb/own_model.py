@@ -19,8 +19,11 @@ from .bncnn import RateModel, Softplus, positive_int
 class SpaceTime(RateModel):
     "Gaussian spots, each followed over time and rectified, and a weighted sum of all of them for each cell"
     defaults = dict(img_shape=(40, 50, 50), n_units=9, n_filters=36, n_basis=8)
-    rules = RateModel.rules | {name: (positive_int, "a positive whole number") for name in ("n_filters", "n_basis")}
+    rules = RateModel.rules | dict(
+        n_filters=(positive_int, "a positive whole number"),
+        n_basis=(positive_int, "a positive whole number"))
     default_lr = 0.03
+    ema_decay = 0.97          # a moving average of the weights is what is validated and kept
 
     def __init__(self,
         **given, # hyperparameters that differ from `defaults`
@@ -32,7 +35,7 @@ class SpaceTime(RateModel):
         self.log_width = nn.Parameter(torch.full((n,), math.log(height/10)))         # of pixels
         self.time = nn.Parameter(torch.randn(n, n_basis)/n_basis**0.5)
         self.register_buffer("basis", cosine_basis(history, n_basis))                # (n_basis, history)
-        self.norm = nn.BatchNorm1d(n, affine=False)
+        self.threshold = nn.Parameter(torch.zeros(n))
         self.readout = nn.Linear(n, self.n_units)
         self.output = Softplus()
 
@@ -41,11 +44,11 @@ class SpaceTime(RateModel):
         rows, cols = (torch.arange(size, device=self.center.device) for size in self.img_shape[1:])
         distance = (self.center[:, None] - torch.cartesian_prod(rows, cols)).square().sum(-1)
         exponent = -distance/2*torch.exp(-2*self.log_width[:, None])
-        return torch.softmax(exponent.clamp(min=-30), 1)                             # CPUs are slow with smaller numbers
+        return torch.softmax(exponent.clamp(min=-30), 1)  # CPUs are slow with smaller numbers
 
     def drive(self,
         x, # stimuli, (batch, history, height, width), scaled
     )->torch.Tensor: # (batch, n_units)
         spots = self.check_input(x).flatten(2) @ self.space().T                      # (batch, history, n_filters)
         filtered = torch.einsum("btn,nt->bn", spots, self.time @ self.basis)
-        return self.readout(F.relu(self.norm(filtered)))
+        return self.readout(F.relu(filtered - self.threshold))

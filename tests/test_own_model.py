@@ -117,7 +117,7 @@ def test_sweep(recording, folder):
                   cwd=folder)
     assert "retina_results" in finish(sweep)
     table = pd.read_csv(folder/"runs/sweep_Mine/sweep.csv")
-    assert sorted(table.gain) == [1, 2] and (table.state == "complete").all()
+    assert sorted(table.gain) == [1, 2] and (table.state == "done").all()
 
 
 def test_run_in_another_folder(recording, folder, tmp_path):
@@ -175,7 +175,7 @@ def test_in_one_process(recording, tmp_path, kind):
     run = fit(kind(), rec, tmp_path/"run", epochs=1, batch_size=256, lr=.01, progress=False, accelerator="cpu")
     assert predict(run, rec.test.stimulus).shape == (500, 2)
     table = results_table([run])
-    assert table.model.tolist() == [kind.__name__] and np.isfinite(table.test_corr).all()
+    assert table.model[0].endswith(kind.__name__) and np.isfinite(table.test_corr).all()
     with pytest.raises(InputError, match="trust=True"): load_run(tmp_path/"run")
     again = load_run(tmp_path/"run", trust=True)
     if kind is not Linear:
