@@ -412,12 +412,12 @@ class Run:
         if not (self.path/"config.json").is_file(): raise InputError(_no_run(self.path))
         self.config = json.loads((self.path/"config.json").read_text())
         self.model_path = model_path(self.config["model"])
-        if not (trust or self.model_path in models.values()):
+        if not (trust or self.model_path.startswith("retina_nb.")):
             raise InputError(f"{path}: expected a model of this package, found {self.model_path}; "
                              "importing it runs its author's code: if you trust it, say so with --trust (trust=True)")
         self.scale = Scaling(**self.config["scaling"])
     @property
-    def model_name(self): return self.model_path.rpartition(":")[2]  # of the class
+    def model_name(self): return self.model_path.rpartition(":")[2].rpartition(".")[2]  # of the class
     @cached_property
     def model_class(self): return load_class(self.model_path)
     @cached_property
