@@ -10,7 +10,7 @@ here = Path(__file__).resolve().parent
 
 
 def render() -> str:
-    "The index as Markdown: hidden cells and directives left out, links relative to the root of the repository"
+    "The index as Markdown for GitHub: hidden cells and directives left out, links relative to the root of the repository"
     nb = nbformat.read(here / "nbs" / "index.ipynb", as_version=4)
     nb.metadata["language_info"] = {"name": "python"}
     nb.cells = [c for c in nb.cells if not re.search(r"^#\|\s*hide", c.source, re.M)]
@@ -18,6 +18,7 @@ def render() -> str:
     plain = Config(NbConvertBase={"display_data_priority": ["text/markdown", "text/plain"]})
     body, _ = MarkdownExporter(config=plain).from_notebook_node(nb)
     body = re.sub(r"\]\((?!\w+:|#)", "](nbs/", body)
+    body = body.replace("```{mermaid}", "```mermaid")  # Quarto's way to mark a drawing, and GitHub's
     return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 
