@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
+from test_training import recording  # noqa: F401 a fixture
+
 from retina_nb.bncnn import RateModel, Softplus, check_model
 from retina_nb.commands import retina_train
-from retina_nb.data import InputError, Recording, write_recording
+from retina_nb.data import InputError, Recording
 from retina_nb.results import results_table
 from retina_nb.training import fit, load_run, predict
 
@@ -42,23 +44,6 @@ class Stranger(torch.nn.Linear): pass
 class Stiff(RateModel):
     def __init__(self, size): super().__init__()
 '''
-
-
-@pytest.fixture(scope="module")
-def recording(tmp_path_factory):
-    "Half a minute of noise and two cells that follow it"
-    rng = np.random.default_rng(0)
-
-    def movie(n): return rng.integers(0, 256, (n, 12, 12), dtype=np.uint8)
-
-    def spikes(m):
-        rate = np.maximum(0, 128. - m[:, [3, 8], [4, 9]])/4
-        n = rng.poisson(np.roll(rate, 2, 0)/100)
-        return [np.repeat(np.arange(len(k)), k)/100 for k in n.T]
-
-    train, test = movie(3000), movie(500)
-    test_spikes = [spikes(test) for _ in range(3)]
-    return write_recording(tmp_path_factory.mktemp("recording")/"noise.h5", train, spikes(train), test_stimulus=test, test_spikes=test_spikes)
 
 
 def start(command, *args, cwd):
