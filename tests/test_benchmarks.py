@@ -26,6 +26,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     "A table and a figure; neither tells the name of the machine, nor a path on it"
     table = pd.DataFrame(dict(what=["loop / bare step", "lazily / in memory", "memory"], first=[3., 2., 1.],
                               second=[1., 2., 5.], unit="samples/s", ratio=[3., .5, np.nan]))
+    open_before = plt.get_fignums()
     asked = []
     monkeypatch.setattr(benchmarks, "run_benchmarks", lambda **how: asked.append(how) or table)
     retina_bench(out=str(tmp_path/"bench"), quick=True)
@@ -33,6 +34,6 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert asked == [benchmarks.quick_form, dict(frames=360_000)]
     assert sorted(p.name for p in (tmp_path/"bench").iterdir()) == ["benchmarks.csv", "benchmarks.png"]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/"bench/benchmarks.csv"), table)
-    assert not plt.get_fignums()  # no figure stays open
+    assert plt.get_fignums() == open_before  # no figure stays open
     assert "/" not in machine().replace("Hz / ", "") and re.search(r"\d+ threads?, torch \d", machine())
     with pytest.raises(InputError, match="--frames"): retina_bench(out=str(tmp_path/"x"), frames=10)
