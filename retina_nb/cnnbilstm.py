@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
@@ -100,7 +101,8 @@ def drive_frames(self:CNNBiLSTM,
         forward, backward = torch.eye(products.shape[1]).to(products).chunk(2)
         weights = dict(lstm.named_parameters(), weight_ih_l0=forward, weight_ih_l0_reverse=backward)
         start = products.new_zeros(2*lstm.num_layers, len(window_index), lstm.hidden_size)
-        states, *_ = torch.lstm(products[window_index], (start, start), list(weights.values()), True,
+        sequences = F.embedding(window_index, products)
+        states, *_ = torch.lstm(sequences, (start, start), list(weights.values()), True,
                                 lstm.num_layers, lstm.dropout, self.training, True, True)
         return self.batch_norm_out(self.fc(states[:, -1]))
 
