@@ -25,9 +25,9 @@ def cli_errors(
     @wraps(func)
     def explained(*args, **kwargs):
         try: return func(*args, **kwargs)
-        except (ValueError, KeyboardInterrupt) as e:
+        except (ValueError, OSError, KeyboardInterrupt) as e:
             if not (in_shell() and _is_expected(e)): raise
-            print(f"{func.__name__}: {e if e.args else 'stopped'}", file=sys.stderr)
+            print(f"{func.__name__}: {_in_one_line(e)}", file=sys.stderr)
             sys.exit(130 if isinstance(e, KeyboardInterrupt) else 2)
     return explained
 
@@ -37,10 +37,17 @@ def _spelled(arg):
     return re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace(old, new), arg)
 
 def _is_expected(e):
-    "Ctrl-C, or a mistake in the input"
-    if isinstance(e, KeyboardInterrupt): return True
+    "Ctrl-C, a file that cannot be read or written, or a mistake in the input"
+    if isinstance(e, (KeyboardInterrupt, OSError)): return True
     from retina_nb.data import InputError
     return isinstance(e, InputError)
+
+def _in_one_line(e):
+    "What an exception says"
+    if isinstance(e, OSError):
+        reason = " ".join(str(e.strerror or e).split())
+        return f"{e.filename or 'file'}: expected to read or write it, found: {reason}; give another path, or make room"
+    return str(e) if e.args else "stopped"
 
 # %% ../nbs/16_commands.ipynb #e57e4261
 def _wrong(message):

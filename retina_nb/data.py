@@ -145,17 +145,29 @@ SMOOTHING_S = {  # width of the Gaussian, s
     "firing_rate_10ms": .01,
     "firing_rate_20ms": .02}
 
+def _check_times(times, where):
+    "Spike times of a cell that are finite and not negative, or an `InputError`"
+    n_bad = np.count_nonzero(~np.isfinite(times))
+    if n_bad:
+        raise InputError(f"{where}: expected finite spike times in seconds, "
+                         f"found {n_bad} NaN or infinite; leave them out")
+    if len(times) and min(times) < 0:
+        raise InputError(f"{where}: expected spike times of 0 s or more, found {min(times):g}; "
+                         "count seconds from the first frame of the movie")
+
 def bin_spikes(
     spikes, # one array of spike times for each cell, s
     n_frames, # frames of the movie
     hz, # frames per second
 ) -> np.ndarray: # spikes in each frame, (n_frames, n_cells) float64
     "Count the spikes of each cell in each frame"
-    counts = []
-    for times in spikes:
-        frames = np.floor(np.asarray(times)*hz + 1e-6).astype(int)
-        counts.append(np.bincount(frames, minlength=n_frames)[:n_frames])
-    return np.stack(counts, 1).astype(float)
+    counts = np.zeros((n_frames, len(spikes)))
+    for i, times in enumerate(spikes):
+        times = np.asarray(times, dtype=float)
+        _check_times(times, f"spikes, cell {i}")
+        frames = np.floor(times*hz + 1e-6).astype(int)
+        counts[:, i] = np.bincount(frames, minlength=n_frames)[:n_frames]
+    return counts
 
 # %% ../nbs/00_data.ipynb #5fb6d1cd
 def smooth(
@@ -193,8 +205,9 @@ def _check_spikes(spikes, n_frames, hz, where):
     end = n_frames/hz
     for i, times in enumerate(cells):
         if not len(times): continue
+        _check_times(times, f"{where}, cell {i}")
         first, last = times[0], times[-1]
-        if not (first >= 0 and last <= end + 1e-6):
+        if last > end + 1e-6:
             raise InputError(f"{where}, cell {i}: expected spike times between 0 and {end:g} s, "
                              f"found {first:g} to {last:g} s; "
                              "count seconds from the first frame of this movie")
@@ -315,6 +328,8 @@ def _what_is_wrong(path, error, opened):
     if "truncated" in str(error):
         size = path.stat().st_size
         return f"the file is cut short; expected all of it, found {size} bytes; copy or download it again"
+    if "unable to lock file" in str(error):
+        return "expected a recording that can be read, found it locked: another program has it open; close it there"
     if not opened:
         return f"expected an HDF5 file, found something else ({error}); is this the right file?"
     return ("expected a recording, found a file that is damaged or has another layout "
@@ -363,12 +378,22 @@ def _dataset(f, name, rank=None):
     return x
 
 # %% ../nbs/00_data.ipynb #38ec5887
+def _missing_filters(x):
+    "Numbers of the compression filters that a dataset needs and HDF5 does not have"
+    plan = x.id.get_create_plist()
+    needed = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+    return [number for number in needed if not h5py.h5z.filter_avail(number)]
+
 def _read(x, *where):
     "Read a dataset, or the part of it at `where`, or say that the file is damaged"
     try: return x[where or ...]
     except H5_ERRORS as e:
-        raise InputError(f"{x.file.filename}: {x.name[1:]}: "
-                         f"expected {x.shape} {x.dtype}, cannot read it ({e}); "
+        where = f"{x.file.filename}: {x.name[1:]}"
+        missing = _missing_filters(x)
+        if missing:
+            raise InputError(f"{where}: expected a compression that is installed, found filter {missing[0]}, which is not; "
+                             "install hdf5plugin and import it first, or write the file anew with gzip") from None
+        raise InputError(f"{where}: expected {x.shape} {x.dtype}, cannot read it ({e}); "
                          "if the file is damaged, copy or download it again") from None
 
 # %% ../nbs/00_data.ipynb #a7037c4a

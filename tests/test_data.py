@@ -693,3 +693,33 @@ def test_fetch_stays_in_its_folder(server, fetch, tmp_path):
         assert explained(result, "evil"), result
         assert not list(tmp_path.rglob("evil.h5"))
         shutil.rmtree(tmp_path/"deep")
+
+
+# ---- files that are sound, but cannot be read now
+
+def test_open_in_another_program(small):
+    "A lock is called a lock"
+    hold = "import h5py, sys\nf = h5py.File(sys.argv[1], 'r+')\nprint('open', flush=True)\nsys.stdin.read()\n"
+    with subprocess.Popen([sys.executable, "-c", hold, small["by_cell"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match="by_cell.h5: .*another program has it open"): Recording(small["by_cell"])
+        other.stdin.close()
+    assert Recording(small["by_cell"]).n_cells == 3
+
+
+def test_unknown_compression(small, tmp_path):
+    "The filter is named, and nobody is sent to download the file again"
+    path = tmp_path/"blosc.h5"
+    shutil.copy(small["by_cell"], path)
+    with h5py.File(path, "r+") as f:
+        movie = f["train/stimulus"][:]
+        del f["train/stimulus"]
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_chunk(movie.shape)
+        plan.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, (2, 2, 1, movie.size, 5, 1, 0))
+        space = h5py.h5s.create_simple(movie.shape)
+        data = h5py.h5d.create(f["train"].id, b"stimulus", h5py.h5t.NATIVE_UINT8, space, plan)
+        data.write_direct_chunk((0, 0, 0), movie.tobytes()[:5000])
+    rec = Recording(path)
+    with pytest.raises(InputError, match="filter 32001.*hdf5plugin") as e: rec.train.stimulus
+    assert "download" not in str(e.value)

@@ -100,6 +100,14 @@ def test_mistake_in_the_shell(recording, tmp_path):
     assert p.returncode == 2 and err == "retina_train: batch_size: expected a positive number, found -1\n" and not (tmp_path/"run").exists()
 
 
+def test_place_that_cannot_be_written(recording, tmp_path):
+    "One line that names it, and no traceback"
+    (tmp_path/"file").write_text("x")
+    p = shell("retina_train", "--data", recording, *SMALL, "--epochs", 1, "--out", tmp_path/"file"/"run", folder=tmp_path)
+    _, err = p.communicate()
+    assert p.returncode == 2 and err.count("\n") == 1 and err.startswith(f"retina_train: {tmp_path/'file'}"), err
+
+
 def wait_for_epoch(path, n, process, limit=120):
     "Wait until n epochs are in history.csv"
     end = time.time() + limit
