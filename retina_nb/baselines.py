@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['localities', 'strengths', 'cosine_basis', 'pool', 'features', 'Pooled', 'covariances', 'ridge', 'smooth_and_local',
-           'find_centers', 'Filters', 'Ramps', 'LN', 'FitData', 'CellWindow', 'cell_windows', 'correlation',
-           'ridge_path', 'choose_penalty', 'GainSoftplus', 'poisson_fit', 'recent_spikes', 'GLM', 'poisson_path']
+           'find_centers', 'Filters', 'Ramps', 'LN', 'FitData', 'CellWindow', 'cell_windows', 'ridge_path',
+           'choose_penalty', 'GainSoftplus', 'poisson_fit', 'recent_spikes', 'GLM', 'poisson_path']
 
 # %% ../nbs/08_baselines.ipynb #7319e2bc
 import math, sys, time
@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from torch import nn
 from tqdm import tqdm
 
-from .bncnn import RateModel, boolean, log_softplus, optional, positive_int
+from .bncnn import RateModel, boolean, correlation, log_softplus, optional, positive_int
 from .data import InputError, old_names
 
 # %% ../nbs/08_baselines.ipynb #41197e35
@@ -471,14 +471,6 @@ def cell_windows(
 localities = (1., 1.5, 2.5, 1e3)  # pooled pixels
 strengths = tuple(10**(k/2) for k in range(0, -7, -1))  # relative to the mean variance of a feature
 
-def correlation(
-    y, # (frames, n) or (frames, 1)
-    yhat, # (frames, n)
-)->torch.Tensor: # (n,), NaN where either is constant
-    "Pearson correlation of each column"
-    y = y - y.mean(0)
-    yhat = yhat - yhat.mean(0)
-    return (y*yhat).sum(0)/(y.norm(dim=0)*yhat.norm(dim=0))
 
 # %% ../nbs/08_baselines.ipynb #8e68d80d
 def ridge_path(

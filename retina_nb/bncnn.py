@@ -8,7 +8,7 @@ __all__ = ['hyperparams', 'paper_hyperparams', 'rules', 'GaussianNoise', 'Expone
            'positive_int', 'boolean', 'in_range', 'optional', 'one_of', 'elementwise', 'cell_centers',
            'validate_hyperparams', 'map_shape', 'RateModel', 'trained_parameters', 'batches_of', 'FrameItems', 'BNCNN',
            'check_parts', 'check_range', 'check_rates', 'check_gradients', 'check_rebuild', 'noise_frames',
-           'check_feeding', 'check_prediction', 'check_learning', 'deviance', 'check_fit', 'check_model']
+           'check_feeding', 'check_prediction', 'check_learning', 'deviance', 'check_fit', 'correlation', 'check_model']
 
 # %% ../nbs/02_bncnn.ipynb #87319dcb
 import copy, json, math, operator
@@ -614,6 +614,16 @@ def check_fit(
     with torch.no_grad(): left = (deviance(y, model(x))/deviance(y, y.mean(0))).item()
     assert left < most, f"expected under {most:.0%} of the deviance after {steps} steps on one batch, found {left:.0%}"
     return left
+
+# %% ../nbs/02_bncnn.ipynb #81ce8359
+def correlation(
+    y, # (..., time, n), or (..., time, 1)
+    yhat, # (..., time, n)
+)->torch.Tensor: # (..., n), NaN where either is constant
+    "Pearson correlation over time, of each column"
+    y = y - y.mean(-2, keepdim=True)
+    yhat = yhat - yhat.mean(-2, keepdim=True)
+    return (y*yhat).sum(-2)/(y.norm(dim=-2)*yhat.norm(dim=-2))
 
 # %% ../nbs/02_bncnn.ipynb #887c6468
 def check_model(

@@ -35,7 +35,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
 from torchmetrics import MeanMetric, PearsonCorrCoef
 
-from .bncnn import RateModel, log_rate, trained_parameters
+from .bncnn import RateModel, correlation, log_rate, trained_parameters
 from .data import (Frames, InputError, LazyMovie, Part, Recording, Scaling, atomic_write,
                             full_history, old_names, split_frames)
 
@@ -55,10 +55,7 @@ def corr_in_batch(
 ): # (...)
     "Pearson correlation inside one batch, 0 where either side is constant, mean over cells"
     constant = (y == y[..., :1, :]).all(-2) | (yhat == yhat[..., :1, :]).all(-2)
-    y = y - y.mean(-2, keepdim=True)
-    yhat = yhat - yhat.mean(-2, keepdim=True)
-    r = (y*yhat).sum(-2)/(y.norm(dim=-2)*yhat.norm(dim=-2)).clamp_min(1e-12)
-    return r.where(~constant, 0).mean(-1)
+    return correlation(y, yhat).where(~constant, 0).mean(-1)
 
 # %% ../nbs/05_training.ipynb #73dbaf58
 class Scores(nn.Module):
