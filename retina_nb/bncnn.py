@@ -365,6 +365,7 @@ class RateModel(nn.Module):
             raise InputError(f"{name}: expected frames of shape (batch, {size}), found {tuple(x.shape)}")
         return x
 
+# %% ../nbs/02_bncnn.ipynb #ff6bfda3
 def trained_parameters(
     model, # any model of rates
 )->list:
