@@ -1,5 +1,4 @@
 "Sweeps from the shell: the whole road, Ctrl-C, kill, and two processes that share a study"
-import json
 import os
 import signal
 import subprocess
@@ -56,16 +55,6 @@ def test_grid_by_two_processes(recording, tmp_path):
     before = (tmp_path/"sweep"/"sweep.csv").read_bytes()
     ended(start(*args))  # nothing is left to do
     assert (tmp_path/"sweep"/"sweep.csv").read_bytes() == before
-
-
-def test_own_model(recording, tmp_path):
-    "A class from a file in the working folder"
-    (tmp_path/"mine.py").write_text("from retina_nb.bncnn import BNCNN\nclass Mine(BNCNN): pass\n")
-    args = "--model", "mine:Mine", *SMALL, "--search", "grid", "--space", "chans=[2,2]", "--epochs", 1
-    ended(start(recording, tmp_path/"sweep", *args, cwd=tmp_path))
-    assert pd.read_csv(tmp_path/"sweep"/"sweep.csv").state.tolist() == ["done"]
-    config = json.loads((tmp_path/"sweep"/"trial000"/"config.json").read_text())
-    assert config["model"] == "mine:Mine"
 
 
 SEARCH = [*SMALL, "--space", "lr=1e-3:1e-2:log chans=[2,2],[2,3]", "--trials", 2, "--epochs", 4]
