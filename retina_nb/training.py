@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['models', 'poisson_loss', 'corr_in_batch', 'Scores', 'history_row', 'interleaved_clips', 'EpochSampler',
            'BatchSampler', 'FiringRates', 'log_row', 'Layout', 'step_time', 'fastest_layout', 'free_memory', 'Movable',
-           'MoveDataToDevice', 'ChooseLayout', 'keep_freed_memory', 'model_path', 'load_class', 'write_json',
-           'checksum', 'Run', 'best_of_checkpoint', 'load_run', 'load_runs', 'config_without_seed', 'rebuild',
-           'check_settings', 'check_processes', 'TrainValid', 'epoch_sampler', 'train_valid_frames', 'already_batched',
-           'make_loaders', 'run_config', 'start_folder', 'quiet_lightning', 'Progress', 'make_trainer', 'fit_settings',
-           'run_of', 'fit', 'run_trainer', 'finish_run', 'start_trainer', 'rate_module', 'finish_training', 'solve',
-           'predict', 'parse_settings', 'model_for', 'train_run']
+           'MoveDataToDevice', 'ChooseLayout', 'keep_freed_memory', 'model_path', 'load_class', 'build_model',
+           'write_json', 'checksum', 'Run', 'best_of_checkpoint', 'load_run', 'load_runs', 'config_without_seed',
+           'rebuild', 'check_settings', 'check_processes', 'TrainValid', 'epoch_sampler', 'train_valid_frames',
+           'already_batched', 'make_loaders', 'run_config', 'start_folder', 'quiet_lightning', 'Progress',
+           'make_trainer', 'fit_settings', 'run_of', 'fit', 'run_trainer', 'finish_run', 'start_trainer', 'rate_module',
+           'finish_training', 'solve', 'predict', 'parse_settings', 'model_for', 'train_run']
 
 # %% ../nbs/05_training.ipynb #9e3658db
 import ast, copy, ctypes, hashlib, json, logging, os, platform, sys, time, warnings
@@ -381,6 +381,13 @@ def load_class(
         raise InputError(f"model: expected a subclass of retina_nb.bncnn.RateModel, found {model}")
     return found
 
+def build_model(
+    model, # a class, or what `model_path` takes
+    hyperparams, # by name
+) -> RateModel:
+    "A model from its class and its hyperparameters"
+    return load_class(model)(**hyperparams)
+
 # %% ../nbs/05_training.ipynb #d5beee8d
 def write_json(path, value):
     with atomic_write(path) as f: f.write_text(json.dumps(value, indent=2) + "\n")
@@ -478,7 +485,7 @@ def _best_state(path):
 def _trained_model(run):
     "The model of a run, with its best weights"
     state = _best_state(run.path)
-    model = run.model_class(**run.config["hyperparams"]).eval()
+    model = build_model(run.model_class, run.config["hyperparams"]).eval()
     model.load_state_dict(state)
     return model
 
