@@ -140,6 +140,7 @@ def retina_train(
     for folder, seed in _folders_of_seeds(out, seeds, seed).items():
         for run in _train(recs, kind, folder, seed=seed, **options): _say_trained(run)
 
+# %% ../nbs/16_commands.ipynb #da94768d
 def _folders_of_seeds(out, seeds, seed):
     "Where each seed is trained"
     if not seeds: return {out: seed}
