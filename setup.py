@@ -32,6 +32,7 @@ setup(
         "Topic :: Scientific/Engineering :: Bio-Informatics",
     ],
     packages=[cfg["lib_path"]],
+    package_data={cfg["lib_path"]: ["*.csv"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},

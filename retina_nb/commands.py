@@ -77,10 +77,11 @@ def retina_fetch(
     dest:str, # folder to download to
     url:str=None, # where the archive is; the published address if not given
     only:str="", # unpack only files whose path has this in it, e.g. 15-10-07/naturalscene.h5
+    recording:str="stanford", # which public recording: stanford or flashes
 ):
-    "Download the published recordings, check them, and unpack them"
-    from retina_nb.data import archive_url, fetch
-    fetch(dest, url or archive_url, only)
+    "Download a public recording, check it, and unpack it or write it in the published layout"
+    from retina_nb.public import fetch_public
+    fetch_public(dest, recording, url, only)
 
 # %% ../nbs/16_commands.ipynb #ffcc8eea
 @call_parse

@@ -6,7 +6,7 @@
 __all__ = ['renamed', 'SMOOTHING_S', 'H5_ERRORS', 'well_isolated', 'archive_url', 'InputError', 'atomic_write', 'old_names',
            'bin_spikes', 'smooth', 'check_blocks', 'write_recording', 'Part', 'Recording', 'LazyMovie',
            'read_interneurons', 'guard_frames', 'full_history', 'split_frames', 'Scaling', 'fit_scaling', 'Frames',
-           'fetch']
+           'fetch_archive', 'fetch']
 
 # %% ../nbs/00_data.ipynb #fa37ca2f
 import importlib, math, re, shutil, tempfile, warnings, zipfile, zlib
@@ -1135,7 +1135,7 @@ def _is_complete(archive, checksum_file, file_hash):
     return file_hash(str(archive)) == checksum_file.read_text().split()[0]
 
 # %% ../nbs/00_data.ipynb #daf9abab
-def _download(url, dest):
+def _download(url, dest, checksum):
     "Download the archive unless it is there, and record its checksum"
     import pooch  # here, as nothing else needs it
     pooch.get_logger().setLevel("WARNING")
@@ -1144,7 +1144,7 @@ def _download(url, dest):
     complete = _is_complete(archive, checksum_file, pooch.file_hash)
     if not complete: archive.unlink(missing_ok=True)
     error = None
-    try: pooch.retrieve(url, known_hash=None, path=dest, fname=archive.name, progressbar=not complete)
+    try: pooch.retrieve(url, known_hash=checksum, path=dest, fname=archive.name, progressbar=not complete)
     except (OSError, ValueError) as e: error = str(e)  # raised below, without the progress bar in it
     if error is not None:
         raise InputError(f"{url}: expected to download an archive, found: {error}; "
@@ -1154,46 +1154,69 @@ def _download(url, dest):
     return archive
 
 # %% ../nbs/00_data.ipynb #9fbc0c61
+def _is_unpacked(member, dest):
+    "Is this file of an archive there, in its whole length?"
+    out = dest/member.filename
+    return out.exists() and out.stat().st_size == member.file_size
+
+def _check_room(path, members, dest):
+    "Refuse files that the disk has no room for"
+    needed = sum(m.file_size for m in members if not _is_unpacked(m, dest))
+    free = shutil.disk_usage(dest).free
+    if needed > free:
+        raise InputError(f"{path}: expected room for {needed/1e6:,.0f} MB of files, found {free/1e6:,.0f} MB; "
+                         "make room, or unpack fewer of them with --only")
+
 def _unpack_file(archive, member, dest):
     "Unpack one file of an open archive, whole, unless it is there"
     out = dest/member.filename
     if not out.resolve().is_relative_to(dest.resolve()):
         raise InputError(f"{archive.filename}: expected files below one folder, "
                          f"found '{member.filename}'; do not trust this archive")
-    if out.exists() and out.stat().st_size == member.file_size: return out
+    if _is_unpacked(member, dest): return out
     with tempfile.TemporaryDirectory(dir=dest) as folder, atomic_write(out) as f:
         Path(archive.extract(member, folder)).replace(f)
     return out
 
 # %% ../nbs/00_data.ipynb #4a325859
 def _unpack(path, dest, only):
-    "Unpack the files whose path has `only` in it, and say which"
+    "Unpack the files whose path has `only` in it"
     with zipfile.ZipFile(path) as archive:
         members = [m for m in archive.infolist() if only in m.filename and not m.is_dir()]
         if not members:
             names = ", ".join(archive.namelist()[:5])
             raise InputError(f"{path}: expected files with '{only}' in their path, found {names} …")
-        for member in members: print(_unpack_file(archive, member, dest))
+        _check_room(path, members, dest)
+        return [_unpack_file(archive, member, dest) for member in members]
 
 # %% ../nbs/00_data.ipynb #f98971ec
+def fetch_archive(
+    dest, # folder to download to
+    url, # where the archive is
+    only="", # unpack only files whose path has this in it
+    checksum=None, # SHA-256 that the archive has to have, where it is known
+) -> list: # the unpacked files
+    "Download an archive, check it, and unpack it"
+    dest = Path(dest)
+    try: dest.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"{dest}: expected a folder to download to, "
+                         f"or a place to make one: {e.strerror}") from None
+    archive = _download(url, dest, checksum)
+    try: return _unpack(archive, dest, only)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
+        archive.unlink()
+        raise InputError(f"{archive}: expected a zip archive from {url}, "
+                         f"found something else or a damaged one ({e}), and removed it; "
+                         "check the address, then try again") from None
+
 def fetch(
     dest, # folder to download to
     url:str=archive_url, # where the archive is
     only:str="", # unpack only files whose path has this in it, e.g. 15-10-07/naturalscene.h5
 ):
     "Download the published recordings, check them, unpack them, and print where they are"
-    dest = Path(dest)
-    try: dest.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InputError(f"{dest}: expected a folder to download to, "
-                         f"or a place to make one: {e.strerror}") from None
-    archive = _download(url, dest)
-    try: _unpack(archive, dest, only)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
-        archive.unlink()
-        raise InputError(f"{archive}: expected a zip archive from {url}, "
-                         f"found something else or a damaged one ({e}), and removed it; "
-                         "check the address, then try again") from None
+    for path in fetch_archive(dest, url, only): print(path)
 
 # %% ../nbs/00_data.ipynb #5b036ab0
 __getattr__ = old_names(__name__)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['palette', 'figure_style', 'learning_curves', 'Excerpt', 'rates_figure', 'cells_figure', 'ceilings_figure',
-           'leak_figure', 'summary_sentence', 'Section', 'report_sections', 'html_report', 'markdown_report',
-           'output_folder', 'write_results', 'print_summary']
+           'leak_figure', 'papers_figure', 'summary_sentence', 'Section', 'report_sections', 'html_report',
+           'markdown_report', 'output_folder', 'write_results', 'print_summary']
 
 # %% ../nbs/15_report.ipynb #9284a97d
 import base64, html, io, re, tempfile
@@ -18,9 +18,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from .data import InputError
-from .results import (Evaluation, beside_published, by_recording, cells_table, columns, differences,
-                               evaluations, format_table, nanmean, pearson, percentile_interval, published_note,
-                               results_table, seeds_table)
+from .results import (Evaluation, beside_papers, beside_published, by_recording, cells_table, columns, differences,
+                               evaluations, format_table, nanmean, papers_note, papers_pairs, pearson,
+                               percentile_interval, published_note, results_table, seeds_table)
 
 # %% ../nbs/15_report.ipynb #83aaeaea
 palette = [    # colour-blind safe (Okabe & Ito)
@@ -256,6 +256,25 @@ def _draw_intervals(ax, table, column, y, **style):
     errors = _error_lengths(table[column], table[f"{column}_lo"], table[f"{column}_hi"])
     ax.errorbar(table[column], y, xerr=errors, capsize=3, **style)
 
+# %% ../nbs/15_report.ipynb #cbd6a77c
+def papers_figure(
+    runs, # Runs, at least one of them on a Stanford session
+) -> plt.Figure: # a panel for each of the papers' models
+    "Test correlation of every well-isolated cell against the published one"
+    every = evaluations(runs)
+    colours = _colours(every)
+    pairs = {e.label: papers_pairs(e) for e in every if not e.knows_spikes}
+    pairs = {label: cells for label, cells in pairs.items() if len(cells)}
+    papers = next(iter(pairs.values())).columns.drop("ours")
+    fig, axs = plt.subplots(1, len(papers), figsize=(12, 4.2), sharey=True, layout="constrained")
+    for ax, paper in zip(axs, papers):
+        for label, cells in pairs.items(): ax.plot(cells[paper], cells.ours, "o", ms=5, color=colours[label], label=label)
+        ax.plot([0, 1], [0, 1], color="k", lw=1)
+        ax.set(xlim=(0, 1), xlabel=f"published test correlation, {paper}")
+    axs[0].set(ylabel="our test correlation", ylim=(min(-.02, axs[0].get_ylim()[0]), 1))
+    _legend_outside(axs[-1])
+    return fig
+
 # %% ../nbs/15_report.ipynb #b711d742
 def summary_sentence(
     runs, # Runs
@@ -312,8 +331,14 @@ def report_sections(
 ) -> list: # of Sections
     "The tables and figures and what is said about them, in order"
     every = evaluations(runs)
-    return _table_sections(every) + _figure_sections(every) + [
+    return _table_sections(every) + _figure_sections(every) + _papers_sections(every) + [
         Section("Beside the published table", published_note, format_table(beside_published(every)))]
+
+def _papers_sections(every):
+    "One where a run is on a Stanford session"
+    table = beside_papers(every)
+    if not len(table): return []
+    return [Section("Beside the papers, cell by cell", papers_note, format_table(table), figure="papers")]
 
 # %% ../nbs/15_report.ipynb #33ce5e38
 def _table_sections(every):
@@ -366,8 +391,9 @@ def _png(fig):
 
 def _figures(every):
     "PNG of every figure, by name"
+    shared = dict(learning_curves=learning_curves, cells=cells_figure, ceilings=ceilings_figure)
+    if _papers_sections(every): shared["papers"] = papers_figure
     with plt.rc_context(figure_style):
-        shared = dict(learning_curves=learning_curves, cells=cells_figure, ceilings=ceilings_figure)
         pngs = {name: _png(draw(every)) for name, draw in shared.items()}
         return pngs | {_rates_name(e): _png(rates_figure(e)) for e in every}
 
@@ -491,7 +517,7 @@ def write_results(
     runs, # Runs
     out, # folder to write to
 ) -> Path: # the folder
-    "Write results.csv, cells.csv, results.md, report.html and figures/*.png, all of them or none"
+    "Write results.csv, cells.csv, results.md, report.html and figures/*.png, all of them or none; papers.csv for a Stanford session"
     out, every = output_folder(out), evaluations(runs)
     sections, pngs = report_sections(every), _figures(every)
     recordings = {str(e.run.recording.path): e.run.recording for e in every}
@@ -500,6 +526,8 @@ def write_results(
              "cells.csv": cells_table(every).to_csv(index=False),
              "results.md": markdown_report(sections, about),
              "report.html": html_report(sections, pngs, about)}
+    papers = beside_papers(every)
+    if len(papers): texts["papers.csv"] = papers.to_csv(index=False)
     files = {name: text.encode() for name, text in texts.items()}
     _write_all(out, files | {f"figures/{name}.png": png for name, png in pngs.items()})
     return out
