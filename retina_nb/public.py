@@ -44,22 +44,32 @@ def read_flash_cell(
 ) -> FlashCell:
     "Stimulus and spikes of one cell"
     try:
-        with h5py.File(path, "r") as f: stimulus, spikes = (f[name][:].astype(float) for name in ("stimulus", "spikes"))
+        with h5py.File(path, "r") as f:
+            stimulus, spikes = f["stimulus"][:].astype(float), f["spikes"][:].astype(float)
     except H5_ERRORS as e:
         raise InputError(f"{path}: expected an HDF5 file with 'stimulus' and 'spikes', cannot read it ({e}); "
                          "download it again") from None
+    times, flash = _times_and_flash(path, stimulus)
+    if not np.isfinite(spikes).all():
+        raise InputError(f"{path}: spikes: expected times in seconds, found NaN or infinite ones; repair the file")
+    return FlashCell(times, flash, np.sort(spikes.ravel()))
+
+# %% ../nbs/20_public.ipynb #a361b1b8
+def _times_and_flash(path, stimulus):
+    "The two rows of a stimulus, whichever way they are stored, or an `InputError`"
     if stimulus.ndim != 2 or 2 not in stimulus.shape:
         raise InputError(f"{path}: stimulus: expected a time and a 0 or 1 for each step, found shape {stimulus.shape}")
     rows = stimulus if len(stimulus) == 2 else stimulus.T
-    times, flash = rows if set(np.unique(rows[1])) <= {0, 1} else rows[::-1]
-    _check_steps(path, times, flash)
-    return FlashCell(times, flash, np.sort(spikes.ravel()))
-
-# %% ../nbs/20_public.ipynb #ad94ec17
-def _check_steps(path, times, flash):
-    "Refuse a stimulus that is not a flash or none at even steps"
-    if not set(np.unique(flash)) <= {0, 1}:
+    times, flash = rows if _is_binary(rows[1]) else rows[::-1]
+    if not _is_binary(flash):
         raise InputError(f"{path}: stimulus: expected 0 or 1 for each step, found other numbers")
+    _check_steps(path, times)
+    return times, flash
+
+def _is_binary(x): return np.isin(x, [0, 1]).all()
+
+def _check_steps(path, times):
+    "Refuse times that are not about 0.12 s apart"
     steps = np.diff(times)
     if len(steps) and abs(steps - .12).max() < .06: return
     found = f"steps of {steps.min():g} to {steps.max():g} s" if len(steps) else f"{len(times)} steps"
@@ -75,26 +85,33 @@ def read_flashes(
     "Flashes of the whole field, from the authors' files to the published layout"
     files = sorted(map(Path, files), key=_number)
     cells = [read_flash_cell(file) for file in files]
-    times, flash, _ = cells[0]
-    for file, cell in zip(files, cells):
-        if not (np.array_equal(cell.times, times) and np.array_equal(cell.flash, flash)):
-            raise InputError(f"{file}: stimulus: expected the same as in {files[0].name}, found another; "
-                             "give files of one experiment")
-    movie = flash_movie(times, flash, hz)
+    _check_same_stimulus(files, cells)
+    movie = flash_movie(cells[0].times, cells[0].flash, hz)
     n_train = len(movie) - round(test_seconds*hz)
     if n_train < 1:
-        raise InputError(f"{files[0]}: expected more than the {test_seconds} s that are held out, found {len(movie)/hz:g} s")
-    train = [_between(cell, 0, n_train/hz) for cell in cells]
-    test = [_between(cell, n_train/hz, len(movie)/hz) for cell in cells]
+        raise InputError(f"{files[0]}: expected more than the {test_seconds} s that are held out, "
+                         f"found {len(movie)/hz:g} s")
+    train = [_spikes_between(cell, 0, n_train/hz) for cell in cells]
+    test = [_spikes_between(cell, n_train/hz, len(movie)/hz) for cell in cells]
     return write_recording(path, movie[:n_train], train, test_stimulus=movie[n_train:], test_spikes=[test], hz=hz)
 
+# %% ../nbs/20_public.ipynb #b70b5609
 def _number(file):
     "Of a file named cell_N.h5"
     number = file.stem.rpartition("_")[2]
     if number.isdecimal(): return int(number)
     raise InputError(f"{file}: expected files named cell_1.h5, cell_2.h5 and so on, found {file.name}")
 
-def _between(cell, start, end):
+def _check_same_stimulus(files, cells):
+    "Refuse cells that did not see the same"
+    first = cells[0]
+    for file, cell in zip(files, cells):
+        same_times, same_flash = np.array_equal(cell.times, first.times), np.array_equal(cell.flash, first.flash)
+        if same_times and same_flash: continue
+        raise InputError(f"{file}: stimulus: expected the same as in {files[0].name}, found another; "
+                         "give files of one experiment")
+
+def _spikes_between(cell, start, end):
     "Spikes in a part of the movie, s from the start of the part"
     spikes = cell.spikes - cell.times[0]
     return spikes[(spikes >= start) & (spikes < end)] - start
@@ -114,7 +131,8 @@ public_recordings = {
     "stanford": PublicRecording(
         archive_url,
         licence="as stated at https://purl.stanford.edu/rk663dm5577",
-        citation="Maheswaranathan et al. 2023, Neuron 111, doi:10.1016/j.neuron.2023.06.007; data doi:10.25740/rk663dm5577"),
+        citation="Maheswaranathan et al. 2023, Neuron 111, doi:10.1016/j.neuron.2023.06.007; "
+                 "data doi:10.25740/rk663dm5577"),
     "flashes": PublicRecording(
         "https://github.com/retinal-information-processing-lab/encoding_surprise/archive/"
         "08af8b0d8e7b83da373796bb9b471136e4ac3a3f.zip",

@@ -256,7 +256,7 @@ def _draw_intervals(ax, table, column, y, **style):
     errors = _error_lengths(table[column], table[f"{column}_lo"], table[f"{column}_hi"])
     ax.errorbar(table[column], y, xerr=errors, capsize=3, **style)
 
-# %% ../nbs/15_report.ipynb #cbd6a77c
+# %% ../nbs/15_report.ipynb #40bf308d
 def papers_figure(
     runs, # Runs, at least one of them on a Stanford session
 ) -> plt.Figure: # a panel for each of the papers' models
@@ -517,7 +517,7 @@ def write_results(
     runs, # Runs
     out, # folder to write to
 ) -> Path: # the folder
-    "Write results.csv, cells.csv, results.md, report.html and figures/*.png, all of them or none; papers.csv for a Stanford session"
+    "Write results.csv, cells.csv, results.md, report.html, figures/*.png, for a Stanford session papers.csv; all or none"
     out, every = output_folder(out), evaluations(runs)
     sections, pngs = report_sections(every), _figures(every)
     recordings = {str(e.run.recording.path): e.run.recording for e in every}
