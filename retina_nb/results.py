@@ -869,12 +869,12 @@ def beside_published(
         "published val corr": published.val_corr, "our batch_val_corr": ours.batch_val_corr,
         "our test_corr": ours.test_corr})
 
-# %% ../nbs/06_results.ipynb #dc0c332e
+# %% ../nbs/06_results.ipynb #93eb7982
 def papers_cells() -> pd.DataFrame: # columns session, stimulus, cell (index in the file), model, test_corr
     "The papers' test correlation of every well-isolated cell, as published in torch-deep-retina"
     with (resources.files("retina_nb")/"papers_cells.csv").open() as f: return pd.read_csv(f)
 
-# %% ../nbs/06_results.ipynb #278747a9
+# %% ../nbs/06_results.ipynb #ddd1fe6d
 def papers_pairs(
     evaluation, # an Evaluation
 ) -> pd.DataFrame: # a row a cell, by its index in the file; a column for each of the papers' models, and "ours"
@@ -887,7 +887,7 @@ def papers_pairs(
     ours = pd.Series(evaluation.cells.test_corr.to_numpy(), rec.cells, name="ours")
     return theirs.join(ours, how="inner").dropna()
 
-# %% ../nbs/06_results.ipynb #8dcc1965
+# %% ../nbs/06_results.ipynb #c41d2098
 def beside_papers(
     runs, # Runs
 ) -> pd.DataFrame: # a row for each run on a Stanford session and each of the papers' models
@@ -917,7 +917,7 @@ def _interval_over_cells(
     resamples = np.random.default_rng(0).choice(values, (n, len(values)))
     return np.quantile(resamples.mean(1), [.025, .975])
 
-# %% ../nbs/06_results.ipynb #57520a82
+# %% ../nbs/06_results.ipynb #a82d9227
 papers_note = (
     "The same well-isolated cells, paired by their index in the file: "
     "mean test correlation of the run and of the published model, "
@@ -926,8 +926,9 @@ papers_note = (
     "CNN and CONVGC of the papers, and an older network, DRONE. "
     "For LN and GLM only the means over all 26 cells are known: "
     ".382 and .416 under natural scenes, .418 and .454 under white noise; the cells' reliability is .796 and .823. "
-    "Nothing here is about the nine cells of the table of BNCNN, LinearStackedBNCNN and CNNBiLSTM: "
-    "that one comes from another project, measures inside batches, and has no test correlation.")
+    "The published table of BNCNN, LinearStackedBNCNN and CNNBiLSTM is not about these 26 cells: "
+    "it is a mean over all nine cells of 15-10-07, of which five are among them, comes from another project, "
+    "and measures inside batches, without the test movie.")
 
 # %% ../nbs/06_results.ipynb #1e0f5716
 def format_table(

@@ -92,7 +92,7 @@ def test_report(sessions, tmp_path):
     assert (out/"figures"/"papers.png").exists() and len(results_table(runs)) == 2
     for name in ("report.html", "results.md"):
         text = (out/name).read_text()
-        assert "Beside the papers, cell by cell" in text and ".382 and .416" in text and "nine cells of the table of BNCNN" in text
+        assert "Beside the papers, cell by cell" in text and ".382 and .416" in text and "is not about these 26 cells" in text
     assert "papers" not in [section.figure for section in report_sections(runs[1:])]
 
 
