@@ -19,6 +19,7 @@ from torch import nn
 from .data import old_names
 from .baselines import Pooled, cosine_basis, covariances, features, pool, recent_spikes, ridge
 from .bncnn import FrameItems, RateModel, in_range, log_softplus, optional, positive_int, rules
+from .temporal_core import CoreTraining, TemporalCore, train_core
 
 # %% ../nbs/11_adaptive.ipynb #d984259f
 def _decay_within(chunk, tau):
@@ -86,6 +87,7 @@ class AdaptiveSubunits(RateModel):
         pool=None, # pixels along the side of a pooled pixel; None for about 50 pooled pixels across a frame
         window=None, # side of the window around a cell, pooled pixels; None for half the frame
         prior=1., # weight of the prior, against the data
+        core=32, # channels of the temporal core; None for none
         spike_history=None) # frames of recorded spikes that `predict_with_history` sees; None for none
     rules = dict(
         img_shape=rules["img_shape"],
@@ -95,6 +97,7 @@ class AdaptiveSubunits(RateModel):
         pool=(optional(positive_int), "None or a positive whole number"),
         window=(optional(positive_int), "None or a positive whole number"),
         prior=(in_range(0), "a number, 0 or more"),
+        core=(optional(positive_int), "None or a positive whole number"),
         spike_history=(optional(positive_int), "None or a positive whole number"))
     prior_sd = dict(place=2, late=2, log_width=.3, log_ratio=.3, time=.5, threshold=.3,
                     log_power=.2, log_weight=1, share=1, log_tau=.7) # see "A prior from physiology"
@@ -110,8 +113,14 @@ class AdaptiveSubunits(RateModel):
         self._add_subunits()
         self._add_gain_control()
         self.output = Saturating(self.n_units)
+        self._add_core()
         self._add_start()
         self._add_spike_filter()
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        "Weights from before there was a core leave it as it is, changing nothing"
+        core = {name: value for name, value in self.state_dict().items() if name.startswith("core.")}
+        return super().load_state_dict(core | state_dict, *args, **kwargs)
 
 # %% ../nbs/11_adaptive.ipynb #0043ccb4
 @patch
@@ -171,6 +180,12 @@ def _add_start(self:AdaptiveSubunits):
     self.register_buffer("exposure", torch.tensor(math.inf)) # of the training frames
 
 @patch
+def _add_core(self:AdaptiveSubunits):
+    "A core that changes nothing yet"
+    channels = self.hyperparams["core"]
+    self.core = TemporalCore(self.n_units, channels).requires_grad_(False) if channels else None
+
+@patch
 def _add_spike_filter(self:AdaptiveSubunits):
     "Functions of the past, and their weights and a bias for each cell"
     length, basis, weights = self.hyperparams["spike_history"], None, None
@@ -190,7 +205,8 @@ def _profiles(self:AdaptiveSubunits,
     width = log_widths.exp()[..., None, None]
     pixels = torch.arange(self.window_shape[axis], device=width.device) + self.corner[:, axis, None]
     distance = pixels[:, None, None, None] - self.place[:, :, None, :, axis, None]
-    return torch.exp(-(distance/width)**2/2)/(math.sqrt(2*math.pi)*width)
+    exponent = ((distance/width)**2/2).clamp(max=40)  # numbers too small to be normal would slow the products down
+    return torch.exp(-exponent)/(math.sqrt(2*math.pi)*width)
 
 @patch
 def fields(self:AdaptiveSubunits):
@@ -283,7 +299,7 @@ def drive(self:AdaptiveSubunits,
         currents = self.currents(self.subunits(torch.cat([still, x], 1).float()))
         mean_excitation = currents[0].mean(1)
         drive, _ = self.gain_controlled(currents, mean_excitation)
-        return drive[:, -1]
+        return self._refined(x.float().mean((2, 3)), drive)[:, -1]
 
 # %% ../nbs/11_adaptive.ipynb #d4c7f426
 class SegmentBatch(NamedTuple):
@@ -345,12 +361,13 @@ class Segments(FrameItems):
     "Segments of a movie, each with the seconds before it, and the rates at those frames that belong to the split"
     def __init__(self,
         frames, # Frames
-        length=300, # of a segment, frames
-        warmup=200, # frames in which the state settles
+        length=None, # of a segment, frames; three seconds if None
+        warmup=None, # frames in which the state settles; two seconds if None
     ):
         super().__init__(frames)
-        self.length, self.warmup = length, warmup
-        self.segments = _segments(frames, length)
+        self.length = round(3*frames.hz) if length is None else length
+        self.warmup = round(2*frames.hz) if warmup is None else warmup
+        self.segments = _segments(frames, self.length)
 
     def __len__(self): return len(self.segments)
 
@@ -385,27 +402,30 @@ def _movie_piece(frames, first, last, start):
     movie = np.asarray(frames.movie[index[0]:last])
     return torch.from_numpy(movie)[index - index[0]]
 
-def _wanted_by_block(frames):
-    "First frame of each block, and its wanted frames, sorted"
+def _blocks_to_scan(frames):
+    "First frame of each block that holds wanted frames, and the frame after its last wanted one"
     for start, end in zip(frames.blocks, [*frames.blocks[1:], len(frames.movie)]):
-        wanted = np.sort(frames.index[(frames.index >= start) & (frames.index < end)])
-        if len(wanted): yield start, wanted
+        wanted = frames.index[(frames.index >= start) & (frames.index < end)]
+        if len(wanted): yield start, wanted.max() + 1
 
 # %% ../nbs/11_adaptive.ipynb #4231a364
 @patch
 def scan(self:AdaptiveSubunits,
     frames, # Frames
+    start, # first frame of a block
+    end, # where to stop
     length=1024, # of a piece, frames
-): # yields (frame numbers, drive (frames, n_units))
-    "The drive of a movie piece by piece; the state goes through each block up to its last wanted frame"
-    for start, wanted in _wanted_by_block(frames):
-        state = torch.zeros(1, self.n_units, device=self.grey.device)
-        for first in range(start, wanted[-1] + 1, length):
-            last = min(first + length, wanted[-1] + 1)
-            x = frames.scale(_movie_piece(frames, first, last, start).to(state.device))
-            drive, state = self.gain_controlled(self.currents(self.subunits(x[None])), state)
-            index = wanted[(wanted >= first) & (wanted < last)]
-            yield index, drive[0, index - first]
+): # mean light (end - start,), and drive before the core (end - start, n_units)
+    "What a block does piece by piece; the state goes through"
+    state = torch.zeros(1, self.n_units, device=self.grey.device)
+    light, drives = [], []
+    for first in range(start, end, length):
+        last = min(first + length, end)
+        x = frames.scale(_movie_piece(frames, first, last, start).to(state.device))
+        light.append(x[first - last:].mean((1, 2)))
+        drive, state = self.gain_controlled(self.currents(self.subunits(x[None])), state)
+        drives.append(drive[0])
+    return torch.cat(light), torch.cat(drives)
 
 # %% ../nbs/11_adaptive.ipynb #cb29c660
 @patch
@@ -414,9 +434,20 @@ def drive_movie(self:AdaptiveSubunits,
     length=1024, # of a piece, frames
 ): # (frames, n_units)
     "The drive at all frames, in their order"
-    drive = torch.full((len(frames.movie), self.n_units), math.nan, device=self.grey.device)
-    for index, part in self.scan(frames, length): drive[index] = part
-    return drive[frames.index]
+    movie_drive = torch.full((len(frames.movie), self.n_units), math.nan, device=self.grey.device)
+    for start, end in _blocks_to_scan(frames):
+        light, drive = self.scan(frames, start, end, length)
+        movie_drive[start:end] = self._refined(light[None], drive[None])[0]
+    return movie_drive[frames.index]
+
+@patch
+def _refined(self:AdaptiveSubunits,
+    light, # mean of each frame, (batch, time)
+    drive, # before the core, (batch, time, n_units)
+): # (batch, time, n_units)
+    "What the core makes of the drive"
+    if self.core is None: return drive
+    return self.core.whole(self.core.inputs(light, drive))
 
 @patch
 def predict_movie(self:AdaptiveSubunits,
@@ -657,8 +688,8 @@ def _choose_guess(self:AdaptiveSubunits,
     margin, # by which a guess of contrast has to be better, in the unit of the loss
 ):
     "Each cell keeps the guess with the lowest loss"
-    of_all_cells = ("basis", "grey", "exposure", "spike_basis")
-    state = {name: value for name, value in self.state_dict().items() if name not in of_all_cells} # a row a cell
+    of_all_cells = ("basis", "grey", "exposure", "spike_basis", "core.")
+    state = {name: value for name, value in self.state_dict().items() if not name.startswith(of_all_cells)} # a row a cell
     best = {name: value.clone() for name, value in state.items()}
     least = torch.full_like(self.bias, math.inf)
     for guess in guesses:
@@ -886,6 +917,45 @@ def predict_with_history(self:AdaptiveSubunits,
     past = self._past_spikes(torch.as_tensor(counts, dtype=torch.float32), frames)
     drive = _add_history(self.drive_movie(frames).cpu(), past, self.spike_weights.cpu())
     return self.output(drive)
+
+# %% ../nbs/11_adaptive.ipynb #8f2ed0fc
+@patch
+@torch.no_grad()
+def _core_training(self:AdaptiveSubunits, train, valid):
+    "What the core is trained on"
+    edges = [*train.blocks, len(train.movie)]
+    self.core.memory.fill_(max(round(3*train.hz), self.core.n_basis + 1))  # three seconds
+    scanned = [self.scan(train, start, end) for start, end in zip(edges, edges[1:])]
+    inputs = torch.cat([self.core.inputs(light[None], drive[None])[0] for light, drive in scanned])
+    self.core.mean.copy_(inputs[train.index].mean(0))
+    self.core.std.copy_(inputs[train.index].std(0).clamp_min(1e-6))
+    rates = train.rates.to(inputs.device)
+    return CoreTraining(self.core, self.output, inputs, rates, train.blocks, train.index, valid.index)
+
+@patch
+def refine(self:AdaptiveSubunits,
+    train, # Frames of the training part
+    valid, # Frames of the validation part
+)->list: # (step, validation loss) at each validation
+    "Train the core, and keep it for the cells that it makes more likely"
+    if self.core is None: return []
+    before = {name: value.clone() for name, value in self.state_dict().items()}
+    training = self._core_training(train, valid)
+    loss_before = training.valid_loss(training.net)
+    self.core.requires_grad_(True)
+    seconds = len(train)/train.hz
+    history = train_core(training, steps=min(500, round(.8*seconds) + 10), length=round(6*train.hz), progress=self.progress)
+    self.core.requires_grad_(False)
+    self._keep_where(training.valid_loss(training.net) < loss_before, before)
+    return history
+
+@patch
+@torch.no_grad()
+def _keep_where(self:AdaptiveSubunits, better, before):
+    "Cells that are not better keep what they had before"
+    for name, value in self.state_dict().items():
+        of_cells = name.startswith("output.") or name in ("core.gain", "core.readout.weight", "core.readout.bias")
+        if of_cells: value[~better] = before[name][~better]
 
 # %% ../nbs/11_adaptive.ipynb #7683134c
 __getattr__ = old_names(__name__)  # names of before
