@@ -329,7 +329,7 @@ def retina_demo(
     epochs:int=None, # for each model; the protocol's own if not given
     seed:int=0, # of the simulation, the split and the training
 ):
-    "Simulate a recording, train five models and compare them; one that fails is left out, and if all do the exit code is 2"
+    "Simulate a recording, train five models, compare them; one that fails is left out; exit code 2 only if all do"
     if protocol not in protocols: raise _wrong(f"--protocol: expected {' or '.join(protocols)}, found '{protocol}'")
     if epochs is not None and epochs < 1: raise _wrong(f"--epochs: expected 1 or more, found {epochs}")
     from retina_nb.data import Recording

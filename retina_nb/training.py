@@ -64,7 +64,7 @@ class Scores(nn.Module):
     def __init__(self, n_units):
         super().__init__()
         alone = dict(sync_on_compute=False)  # of several processes each scores whole batches
-        self.loss = MeanMetric(nan_strategy="disable", **alone)  # one that is undefined is not to be hidden
+        self.loss = MeanMetric(**alone)
         self.batch_corr = MeanMetric(**alone)
         self.corr = PearsonCorrCoef(num_outputs=n_units, **alone)
         self.pending = []  # batches of one size are scored many at a time
@@ -76,7 +76,8 @@ class Scores(nn.Module):
         if not self.pending: return
         y, yhat, loss = map(torch.stack, zip(*self.pending))  # (batches, batch, n_units) twice, (batches,)
         self.pending = []
-        self.loss.update(loss, weight=y.shape[1])
+        undefined_is_worst = loss.nan_to_num(torch.inf, torch.inf)  # a metric leaves out what is NaN
+        self.loss.update(undefined_is_worst, weight=y.shape[1])
         self.batch_corr.update(corr_in_batch(y, yhat))
         self.corr.update(yhat.flatten(0, 1).squeeze(1), y.flatten(0, 1).squeeze(1))
     def compute(self):
