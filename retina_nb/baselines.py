@@ -762,6 +762,12 @@ class GLM(LN):
         coupling=False)         # whether it sees the spikes of all cells
     rules = LN.rules | dict(spike_history=(positive_int, _whole), coupling=(boolean, "True or False"))
 
+    @classmethod
+    def suggest(cls, given, hz):
+        "As many frames of spikes as there are in 0.4 s"
+        frames = max(1, round(.4*hz))
+        return {} if frames == cls.defaults["spike_history"] else {"spike_history": frames}
+
     def __init__(self,
         **given, # hyperparameters that differ from `defaults`
     ):

@@ -6,9 +6,10 @@
 __all__ = ['hyperparams', 'paper_hyperparams', 'rules', 'GaussianNoise', 'Exponential', 'log_softplus', 'Softplus',
            'output_nonlinearity', 'KnowsItsLog', 'log_rate', 'PixelBatchNorm', 'batch_norm', 'ReadPlaces', 'int_list',
            'positive_int', 'boolean', 'in_range', 'optional', 'one_of', 'elementwise', 'cell_centers',
-           'validate_hyperparams', 'map_shape', 'RateModel', 'trained_parameters', 'batches_of', 'FrameItems', 'BNCNN',
-           'check_parts', 'check_range', 'check_rates', 'check_gradients', 'check_rebuild', 'noise_frames',
-           'check_feeding', 'check_prediction', 'check_learning', 'deviance', 'check_fit', 'correlation', 'check_model']
+           'validate_hyperparams', 'map_shape', 'kernels_fit', 'cut_kernels', 'RateModel', 'trained_parameters',
+           'batches_of', 'FrameItems', 'BNCNN', 'check_parts', 'check_range', 'check_rates', 'check_gradients',
+           'check_rebuild', 'noise_frames', 'check_feeding', 'check_prediction', 'check_learning', 'deviance',
+           'check_fit', 'correlation', 'check_model']
 
 # %% ../nbs/02_bncnn.ipynb #87319dcb
 import copy, json, math, operator
@@ -231,6 +232,29 @@ def map_shape(
                          f"found one of size {ksize}; take smaller ksizes or a larger img_shape")
     return chans, height, width
 
+# %% ../nbs/02_bncnn.ipynb #f3fffbb0
+def kernels_fit(
+    size, # pixels along the shorter side of a frame
+    ksizes, # of convolutions, one after the other
+    pads, # rows and columns of zeros on each side of each one's input
+)->bool:
+    "Does every convolution leave a map?"
+    for ksize, pad in zip(ksizes, pads):
+        size += 2*pad - ksize + 1
+        if size < 1: return False
+    return True
+
+def cut_kernels(
+    size, # pixels along the shorter side of a frame, one or more
+    ksizes, # of convolutions, one after the other
+    pads, # rows and columns of zeros on each side of each one's input
+)->list: # kernel sizes
+    "Kernel sizes, none above the longest that fits the frame"
+    for longest in range(max(ksizes), 0, -1):
+        cut = [min(ksize, longest) for ksize in ksizes]
+        if kernels_fit(size, cut, pads): break
+    return cut
+
 # %% ../nbs/02_bncnn.ipynb #91217b9b
 class RateModel(nn.Module):
     "A model of firing rates: write `drive` and `output`, override what else differs"
@@ -246,6 +270,14 @@ class RateModel(nn.Module):
         super().__init__()
         self.hyperparams = validate_hyperparams(given, self.defaults, self.rules, type(self).__name__)
         self.img_shape, self.n_units = self.size()
+
+    @classmethod
+    def suggest(cls,
+        given, # hyperparameters by name, img_shape and n_units among them
+        hz, # frames a second
+    )->dict: # hyperparameters by name
+        "What suits the frames of a recording better than `defaults`"
+        return {}
 
     def size(self):
         "Frames of history, height and width; and the number of cells"
@@ -421,6 +453,14 @@ class BNCNN(RateModel):
         layers.append(output_nonlinearity(h["softplus"]))
         self.sequential = nn.Sequential(*layers)
         self.output = self.sequential[-1]
+
+    @classmethod
+    def suggest(cls, given, hz):
+        "Kernels that fit the frame, where those of `defaults` do not"
+        values = cls.defaults | given
+        pads = [cls.pad, cls.pad, 0] if values["convgc"] else [cls.pad, cls.pad]
+        ksizes = cut_kernels(min(values["img_shape"][1:]), values["ksizes"], pads)
+        return {} if ksizes == values["ksizes"] else {"ksizes": ksizes}
 
     def conv(self, chans_in, chans, ksize): return nn.Conv2d(chans_in, chans, ksize, bias=self.hyperparams["bias"])
 

@@ -50,14 +50,10 @@ class CNNBiLSTM(RateModel):
             conv = nn.Conv2d(shape[0], chans, ksize, padding=ksize//2, bias=h["bias"])
             shape = map_shape(shape, chans, ksize, ksize//2, "CNNBiLSTM")
             norm, noise = batch_norm(shape, h["bnorm_d"], h["bn_moment"]), GaussianNoise(h["noise"])
-            layers += [conv, norm, noise, getattr(nn, h["activ_fxn"])(), nn.MaxPool2d(2)]
-            shape = (chans, shape[1]//2, shape[2]//2)
-        n_features = math.prod(shape)
-        if not n_features:
-            _, height, width = self.img_shape
-            raise InputError(f"CNNBiLSTM: expected frames that can be pooled twice, found {height} × {width} pixels; "
-                             "take a larger img_shape")
-        return nn.Sequential(*layers), n_features
+            pool = [min(2, side) for side in shape[1:]]  # a single row or column stays
+            layers += [conv, norm, noise, getattr(nn, h["activ_fxn"])(), nn.MaxPool2d(pool)]
+            shape = (chans, shape[1]//pool[0], shape[2]//pool[1])
+        return nn.Sequential(*layers), math.prod(shape)
 
     def features(self,
         frames, # single frames, (n, 1, height, width)

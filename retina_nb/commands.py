@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['protocols', 'SMALL_SETTINGS', 'cli_errors', 'retina_fetch', 'retina_simulate', 'retina_train', 'retina_predict',
-           'retina_results', 'retina_sweep', 'retina_demo', 'retina_leak', 'retina_bench']
+           'retina_results', 'retina_sweep', 'demo_history', 'retina_demo', 'retina_leak', 'retina_bench']
 
 # %% ../nbs/16_commands.ipynb #9aa4a2f6
 import re, sys
@@ -56,6 +56,12 @@ def _wrong(message):
 
 def _recording_given(data):
     if data is None: raise _wrong("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
+
+def _said_of(name, e):
+    "What an exception says of something, in one line that begins with its name"
+    lines = _in_one_line(e) if _is_expected(e) else f"{type(e).__name__}: {e}"
+    reason = " ".join(lines.split())
+    return reason if reason.startswith(str(name)) else f"{name}: {reason}"
 
 def _save_figure(figure, path, **options):
     import matplotlib.pyplot as plt
@@ -113,7 +119,8 @@ def retina_train(
     cells:str=None, # cells by index or name, 0,1 or cell01,cell02, or well-isolated; all if not given
     response:str="firing_rate_10ms", # binned, firing_rate_5ms, firing_rate_10ms or firing_rate_20ms
     scale:str="unit", # unit, zscore or raw
-    patience:int=10, # epochs without a better validation correlation before stopping; 0 never stops early
+    patience:int=10, # epochs without a better validation loss before stopping; 0 never stops early
+    monitor:str="valid_loss", # what says which epoch is the best: valid_loss, or valid_corr as in the reference project
     seed:int=0, # of weights, split and order
     seeds:str=None, # several, 0,1,2: one run for each, in OUT/seed0 and so on
     out:str=None, # run folder; runs/MODEL if not given
@@ -136,8 +143,8 @@ def retina_train(
     out = Path(out or f"runs/{model.rpartition(':')[2]}")
     devices = int(devices) if devices.isdigit() else devices
     options = dict(history=history, settings=parse_settings(set), split=split, epochs=epochs, batch_size=batch_size,
-                   lr=lr, scale=scale, patience=patience, resume=resume, accelerator=accelerator, devices=devices,
-                   num_nodes=num_nodes, strategy=strategy, precision=precision)
+                   lr=lr, scale=scale, patience=patience, monitor=monitor, resume=resume, accelerator=accelerator,
+                   devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision)
     for folder, seed in _folders_of_seeds(out, seeds, seed).items():
         for run in _train(recs, kind, folder, seed=seed, **options): _say_trained(run)
 
@@ -159,8 +166,10 @@ def _train(recs, kind, out, **options):
 
 def _say_trained(run):
     r = run.results
-    print(f"{run.path}: {r['epochs']} epochs in {r['seconds']:.0f} s; best epoch {r['best_epoch']}: "
-          f"training correlation {r['train_corr']:.3f}, validation correlation {r['valid_corr']:.3f}")
+    score = {"valid_loss": "validation loss", "valid_corr": "validation correlation"}[run.config["monitor"]]
+    print(f"{run.path}: {r['epochs']} epochs in {r['seconds']:.0f} s; best {score} in epoch {r['best_epoch']}: "
+          f"validation loss {r['valid_loss']:.3f}, validation correlation {r['valid_corr']:.3f}, "
+          f"training correlation {r['train_corr']:.3f}")
 
 # %% ../nbs/16_commands.ipynb #6fa0783a
 @call_parse
@@ -211,13 +220,42 @@ def retina_results(
     out:str="results", # folder to write to
     trust:bool=False, # import models from outside this package, code that came with the runs?
 ):
-    "Compare trained models: a table with intervals and ceilings, a report, figures"
+    "Compare trained models: table, report, figures; a run that cannot be used is left out, and the exit code is 2"
     from retina_nb.report import print_summary, write_results
-    from retina_nb.training import load_runs
-    folders = [runs] if isinstance(runs, str) else runs
-    each_once = {str(Path(folder).resolve()): folder for folder in folders}
-    runs = [run for folder in each_once.values() for run in load_runs(folder, trust)]
+    from retina_nb.training import run_folders
+    given = [runs] if isinstance(runs, str) else runs
+    folders = [folder for path in given for folder in run_folders(path)]
+    each_once = {str(folder.resolve()): folder for folder in folders}
+    runs, problems = _usable(each_once.values(), trust)
+    if not runs: raise _wrong(_none_of("runs", problems))
     print_summary(runs, write_results(runs, out))
+    if problems: _end_with(problems)
+
+# %% ../nbs/16_commands.ipynb #5fe278a6
+def _usable(folders, trust):
+    "The runs that can be read and predicted, and what is said of the others"
+    from retina_nb.training import Run
+    runs, problems = [], []
+    for folder in folders:
+        try: runs.append(_evaluated(Run(folder, trust)))
+        except Exception as e: problems.append(_said_of(folder, e))
+    return runs, problems
+
+def _evaluated(run):
+    "The run; what it predicts is computed, and kept for the table"
+    from retina_nb.results import evaluations
+    evaluations([run])
+    return run
+
+def _none_of(things, problems):
+    "What is said where nothing can be used: why the first cannot"
+    first, *others = problems
+    return first + (f"; none of the {len(others)} other {things} can be used either" if others else "")
+
+def _end_with(problems):
+    "Say each problem in a line of its own, the last as an error"
+    for problem in problems[:-1]: print(problem, file=sys.stderr)
+    raise _wrong(problems[-1])
 
 # %% ../nbs/16_commands.ipynb #eb0da6da
 @call_parse
@@ -231,7 +269,7 @@ def retina_sweep(
     history:int=1, # frames of stimulus in a window
     split:str="blocked", # blocked, stratified or random
     epochs:int=100, # at most, for each trial
-    patience:int=10, # epochs without a better validation correlation before a trial stops; 0 never stops early
+    patience:int=10, # epochs without a better validation loss before a trial stops; 0 never stops early
     cells:str=None, # cells by index or name, 0,1 or cell01,cell02, or well-isolated; all if not given
     response:str="firing_rate_10ms", # binned, firing_rate_5ms, firing_rate_10ms or firing_rate_20ms
     seed:int=0, # of the search, and of weights, split and order in every trial
@@ -263,8 +301,16 @@ def _say_sweep(out, table):
 
 # %% ../nbs/16_commands.ipynb #5afcd339
 protocols = {
-    "honest": dict(history=40, split="blocked", batch_size=64, scale="zscore", epochs=100, patience=10),
-    "reference": dict(history=1, split="random", batch_size=32, scale="raw", epochs=100, patience=0)}
+    "honest": dict(split="blocked", batch_size=64, scale="zscore", epochs=100, patience=10),
+    "reference": dict(split="random", batch_size=32, scale="raw", epochs=100, patience=0, monitor="valid_corr")}
+
+def demo_history(
+    protocol, # honest or reference
+    hz, # frames a second
+) -> int: # frames
+    "Frames in a window: 0.4 s, or the one of the reference project"
+    if protocol == "reference": return 1
+    return max(2, round(.4*hz))
 
 SMALL_SETTINGS = {  # for a laptop
     "ln": {},
@@ -279,12 +325,12 @@ SMALL_SETTINGS = {  # for a laptop
 def retina_demo(
     out:str="runs/demo", # folder to write to
     data:str=None, # a recording (.h5) to use instead of simulating one
-    protocol:str="honest", # honest: 40 frames of history, blocked split; reference: one frame, random split
+    protocol:str="honest", # honest: 0.4 s of history, blocked split; reference: one frame, random split
     seconds:float=240, # length of the simulated training movie
     epochs:int=None, # for each model; the protocol's own if not given
     seed:int=0, # of the simulation, the split and the training
 ):
-    "Simulate a recording, train a baseline, the three models and our own, and write table, report and figures"
+    "Simulate a recording, train five models, compare them; one that fails is left out; exit code 2 only if all do"
     if protocol not in protocols: raise _wrong(f"--protocol: expected {' or '.join(protocols)}, found '{protocol}'")
     if epochs is not None and epochs < 1: raise _wrong(f"--epochs: expected 1 or more, found {epochs}")
     from retina_nb.data import Recording
@@ -293,13 +339,18 @@ def retina_demo(
     out = output_folder(out)
     rec = Recording(data or _simulated(out, seconds, seed))
     print(rec)
-    runs = []
+    runs, problems = [], []
     for name in SMALL_SETTINGS:
         if protocol == "reference" and name in ("ln", "adaptive"): continue  # one frame is no filter
         print(f"\n{name}", flush=True)
-        options = _demo_options(name, out, protocol, epochs, simulated=not data)
-        runs.append(train_run(rec, name, out/name, seed=seed, resume=True, **options))
+        options = _demo_options(name, out, protocol, epochs, rec.hz, simulated=not data)
+        try: runs.append(_evaluated(train_run(rec, name, out/name, seed=seed, resume=True, **options)))
+        except Exception as e:
+            problems.append(_said_of(name, e))
+            print(f"left out: {problems[-1]}", flush=True)
+    if not runs: raise _wrong(_none_of("models", problems))
     print_summary(runs, write_results(runs, out))
+    for problem in problems: print(f"not in the table: {problem}", file=sys.stderr)
 
 def _simulated(out, seconds, seed):
     "The demo's recording; made once"
@@ -307,9 +358,9 @@ def _simulated(out, seconds, seed):
     path = out/f"retina_{seconds:g}s_seed{seed}.h5"
     return path if path.exists() else simulate_recording(path, seconds, seed=seed, progress=True)
 
-def _demo_options(name, out, protocol, epochs, simulated):
+def _demo_options(name, out, protocol, epochs, hz, simulated):
     "How the demo trains a model"
-    options = dict(protocols[protocol])
+    options = protocols[protocol] | {"history": demo_history(protocol, hz)}
     if epochs or simulated:  # a hundred epochs are for your own recording
         options.update(epochs=epochs or 2, patience=0)
     settings = dict(SMALL_SETTINGS[name]) if protocol == "honest" else {}

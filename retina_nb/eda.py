@@ -381,15 +381,21 @@ def _spikes_ahead(
     spikes[use] = responses[use]
     return np.lib.stride_tricks.sliding_window_view(spikes, lags, axis=0)
 
+# %% ../nbs/01_eda.ipynb #e206485e
+def _frames_before(part):
+    "Frames in the 0.3 s before a spike, four at least"
+    return max(4, round(.3*part.hz))
+
 # %% ../nbs/01_eda.ipynb #a92cca25
 def spike_triggered_average(
     part, # a Part
-    lags=30, # frames before the spike, the newest included
+    lags=None, # frames before the spike, the newest included; those of 0.3 s if None
     max_frames=60_000, # frames of the movie that are used at most, from its beginning
     chunk=2**22, # pixels taken at a time
 ) -> np.ndarray: # grey levels, newest frame first, (n_cells, lags, height, width) float32
     "Mean of the movie before a spike, minus the mean of the movie, for all cells at once"
     movie = part.stimulus
+    lags = lags or _frames_before(part)
     n = min(len(part), max_frames)
     spikes_ahead = _spikes_ahead(part, lags, n)
     mean = movie[:n].mean(0, dtype=np.float32)
@@ -440,9 +446,11 @@ def _time_course(
 # %% ../nbs/01_eda.ipynb #f55e0c0b
 def _latency(
     course, # (lags,)
+    hz=100, # frames a second
 ) -> int: # frames
     "The first peak of a time course, either way, that is at least half as high as the highest"
-    size = np.append(np.abs(gaussian_filter(course, 1)), 0)  # the last lag may be a peak
+    smooth = gaussian_filter(course, .01*hz)
+    size = np.append(np.abs(smooth), 0)  # the last lag may be a peak
     peaks, _ = find_peaks(size, height=size.max()/2)
     return peaks[0] if len(peaks) else size.argmax()
 
@@ -461,22 +469,23 @@ def _strongest_place(sta):
     _, row, column = np.unravel_index(np.abs(sta).argmax(), sta.shape)
     return row, column
 
-def _smooth_in_space(sta):
+def _smooth(sta, hz):
+    "STAs smoothed over 10 ms, and a little in space"
     height, width = sta.shape[2:]
-    return gaussian_filter(sta, (0, 1, height/40, width/40))
+    return gaussian_filter(sta, (0, .01*hz, height/40, width/40))
 
 # %% ../nbs/01_eda.ipynb #f242b4e2
 def _fit_fields(rec, ridge):
     "Receptive fields from the spike-triggered averages"
     longest_block = np.diff([*rec.blocks, len(rec.train)]).max()
-    lags = int(min(30, longest_block))
+    lags = int(min(_frames_before(rec.train), longest_block))
     sta = spike_triggered_average(rec.train, lags)
-    smooth = _smooth_in_space(sta)
+    smooth = _smooth(sta, rec.hz)
     row, column = np.array([_strongest_place(s) for s in smooth]).T
     cells = np.arange(rec.n_cells)
     light = smooth[cells, :, row, column]  # (n_cells, lags)
     course = _time_course(light, autocovariance(rec.train.stimulus, lags), ridge)
-    lag = np.array([_latency(c) for c in course])
+    lag = np.array([_latency(c, rec.hz) for c in course])
     sign = np.where(course[cells, lag] < 0, -1, 1)
     image = sign[:, None, None]*_spatial_image(sta, course)
     return ReceptiveFields(image, row, column, course, lag, sign)

@@ -19,8 +19,8 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.overrides import TorchFunctionMode
 
 from .data import InputError
-from .training import (FiringRates, MoveDataToDevice, TrainValid, check_settings, finish_training, fit_settings,
-                                keep_freed_memory, load_class, log_row, make_loaders, model_for, poisson_loss,
+from .training import (FiringRates, MoveDataToDevice, TrainValid, as_started, check_settings, finish_training,
+                                fit_settings, keep_freed_memory, load_class, log_row, make_loaders, model_for, poisson_loss,
                                 quiet_lightning, rate_module, run_config, run_of, run_trainer, start_folder,
                                 start_trainer, train_valid_frames)
 
@@ -208,11 +208,12 @@ def fit_sessions(
     keep_freed_memory()
     out = Path(out)
     settings, trainer_kwargs = _settings_apart(models[0], options)
+    folders = [out/name for name in session_names(recs)]
+    if resume: settings = as_started(folders[0], settings)
     for model, rec in zip(models, recs, strict=True): check_settings(model, rec, settings)
     share_core(models, recs)
     trainer, trainer_log = start_trainer(out, models[0], settings, progress, precision, **trainer_kwargs)
     frames = [train_valid_frames(model, rec, settings) for model, rec in zip(models, recs)]
-    folders = [out/name for name in session_names(recs)]
     if trainer.is_global_zero: _start_folders(folders, models, recs, frames, settings, trainer_log, resume)
     loaders = [make_loaders(model, part, settings, workers, trainer) for model, part in zip(models, frames)]
     trainer.callbacks += [MoveDataToDevice(*pair) for pair in loaders]
@@ -222,7 +223,7 @@ def fit_sessions(
     run_trainer(trainer, Sessions(modules), _combined(loaders), out)
     if trainer.is_global_zero:
         for i, (model, rec, part, folder) in enumerate(zip(models, recs, frames, folders)):
-            finish_training(model, rec, part, folder, out, f"session{i}.model.")
+            finish_training(model, rec, part, folder, settings["monitor"], out, f"session{i}.model.")
     trainer.strategy.barrier()  # nobody goes on before the results are there
     return [run_of(model, folder) for model, folder in zip(models, folders)]
 

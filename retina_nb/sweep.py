@@ -18,7 +18,7 @@ import pandas as pd
 from fastcore.basics import patch
 from optuna.samplers import GridSampler, RandomSampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.study import MaxTrialsCallback
+from optuna.study import MaxTrialsCallback, StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -110,7 +110,10 @@ def _study(out, search, space, seed, question):
     out.mkdir(parents=True, exist_ok=True)
     sampler = GridSampler(space, seed) if search == "grid" else RandomSampler(seed)
     study = optuna.create_study(storage=_storage(out/"sweep.db"), sampler=sampler, pruner=optuna.pruners.MedianPruner(),
-                                study_name="sweep", direction="maximize", load_if_exists=True)
+                                study_name="sweep", direction="minimize", load_if_exists=True)
+    if study.direction != StudyDirection.MINIMIZE:
+        raise InputError(f"{out}: expected a sweep that goes by the validation loss, found one of an earlier version, "
+                         "which went by the validation correlation; use another --out")
     question = json.loads(json.dumps(question))
     _check_same_question(out, question, study.user_attrs)
     for name, value in question.items(): study.set_user_attr(name, value)
@@ -157,9 +160,9 @@ def prepare(self:_Trials, trial):
     is_grid = isinstance(trial.study.sampler, GridSampler)
     if not is_grid: trial.study.sampler = RandomSampler(self.seed + 100_003*number)
 
-def _score(corr):
-    "What Optuna compares; a correlation that is not a number counts as the worst"
-    return corr if np.isfinite(corr) else -1.
+def _score(loss):
+    "What Optuna compares; a loss that is not a number counts as the worst"
+    return loss if np.isfinite(loss) else np.inf
 
 # %% ../nbs/12_sweep.ipynb #8b8a2e48
 @patch
@@ -167,7 +170,7 @@ def train(self:_Trials, trial):
     "The run of a trial"
     settings, varied_options = self.draw_settings(trial)
     def on_epoch(row):
-        trial.report(_score(row["valid_corr"]), row["epoch"])
+        trial.report(_score(row["valid_loss"]), row["epoch"])
         return trial.should_prune()
     return train_run(self.rec, self.model, self.out/trial.user_attrs["run"], settings=settings, seed=self.seed,
                      resume=True, on_epoch=on_epoch, **(self.options | varied_options))
@@ -175,7 +178,7 @@ def train(self:_Trials, trial):
 # %% ../nbs/12_sweep.ipynb #beefe86f
 @patch
 def objective(self:_Trials, trial):
-    "Train one trial; its best validation correlation"
+    "Train one trial; its least validation loss"
     self.prepare(trial)
     try: results = self.train(trial).results
     except (InputError, TypeError) as e:
@@ -186,13 +189,15 @@ def objective(self:_Trials, trial):
         raise
     trial.set_user_attr("epochs", results["epochs"])
     trial.set_user_attr("seconds", results["seconds"])
+    trial.set_user_attr("val_loss", results["valid_loss"])
     trial.set_user_attr("val_corr", results["valid_corr"])
     stopped_early = results["epochs"] < self.options["epochs"]
     if stopped_early and trial.should_prune(): raise optuna.TrialPruned
-    return _score(results["valid_corr"])
+    return _score(results["valid_loss"])
 
 # %% ../nbs/12_sweep.ipynb #7d58f0ae
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_MEASURED = ("val_loss", "val_corr", "epochs", "seconds")  # of every trial that was trained
 
 def _state(trial):
     if "problem" in trial.user_attrs: return "failed"
@@ -202,17 +207,17 @@ def _row(trial):
     "A row of the table"
     attrs = trial.user_attrs
     row = {"run": attrs["run"], "state": _state(trial)}
-    for name in ("val_corr", "epochs", "seconds"): row[name] = attrs.get(name, np.nan)
+    for name in _MEASURED: row[name] = attrs.get(name, np.nan)
     return row | trial.params | {"problem": attrs.get("problem", "")}
 
 # %% ../nbs/12_sweep.ipynb #7fa600a5
 def trials_table(
     study, # an Optuna study
-) -> pd.DataFrame: # a row a trial: run, state, val_corr, epochs, seconds, what varied, problem
+) -> pd.DataFrame: # a row a trial: run, state, val_loss, val_corr, epochs, seconds, what varied, problem
     "The trials of a sweep, the best on the validation frames first"
     rows = [_row(trial) for trial in study.get_trials(states=_ENDED)]
-    if not rows: return pd.DataFrame(columns=["run", "state", "val_corr", "epochs", "seconds", "problem"])
-    return pd.DataFrame(rows).sort_values("val_corr", ascending=False, ignore_index=True)
+    if not rows: return pd.DataFrame(columns=["run", "state", *_MEASURED, "problem"])
+    return pd.DataFrame(rows).sort_values("val_loss", ignore_index=True)
 
 # %% ../nbs/12_sweep.ipynb #758b0580
 def _settings_of(trial):
@@ -226,7 +231,7 @@ def _outcome(trial):
     if _state(trial) == "failed": return attrs["problem"]
     epochs = "1 epoch" if attrs["epochs"] == 1 else f"{attrs['epochs']} epochs"
     pruned = ", pruned" if _state(trial) == "pruned" else ""
-    return f"validation correlation {attrs['val_corr']:.3f}, {epochs}{pruned}"
+    return f"validation loss {attrs['val_loss']:.3f}, correlation {attrs['val_corr']:.3f}, {epochs}{pruned}"
 
 # %% ../nbs/12_sweep.ipynb #0cbd3419
 @patch
@@ -284,10 +289,10 @@ def _table_of_some_use(out, study):
 
 # %% ../nbs/12_sweep.ipynb #2353fccc
 def _show_trials(ax, table, name):
-    "Validation correlation against one of the settings"
+    "Validation loss against one of the settings"
     for state, color in (("done", "#0072B2"), ("pruned", "w")):
         trials = table[table.state == state]
-        ax.plot(trials[name], trials.val_corr, "o", mec="#0072B2", mfc=color, label=state)
+        ax.plot(trials[name], trials.val_loss, "o", mec="#0072B2", mfc=color, label=state)
     values = table[name]
     is_number = values.dtype.kind == "f"
     if is_number and 0 < 10*values.min() < values.max(): ax.set_xscale("log")
@@ -298,13 +303,13 @@ def _show_trials(ax, table, name):
 def sweep_figure(
     table, # of trials_table
 ) -> plt.Figure: # a panel for each name that varied
-    "Validation correlation of every trial against what varied"
-    names = list(table.columns[5:-1])
+    "Validation loss of every trial against what varied"
+    names = [name for name in table.columns if name not in ("run", "state", *_MEASURED, "problem")]
     table = table[table.state != "failed"]
     size = (1 + 2.8*len(names), 3)
     fig, axs = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, name in zip(axs[0], names): _show_trials(ax, table, name)
-    axs[0, 0].set_ylabel("validation correlation\n(mean over cells)")
+    axs[0, 0].set_ylabel("validation loss\n(mean over cells)")
     axs[0, -1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
