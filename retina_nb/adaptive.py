@@ -73,6 +73,7 @@ class Saturating(nn.Module):
 # %% ../nbs/11_adaptive.ipynb #0ea14840
 class AdaptiveSubunits(RateModel):
     "ON and OFF subunits, near ones that excite and far ones that inhibit, under a gain control that remembers seconds"
+    default_history = .4
     default_lr = .03
     ema_decay = .97
     min_batch = 1
@@ -116,6 +117,11 @@ class AdaptiveSubunits(RateModel):
         self._add_core()
         self._add_start()
         self._add_spike_filter()
+
+    @classmethod
+    def suggest(cls, given, hz, full_field=False):
+        "A single pooled pixel, and few subunits, where all pixels of a frame are equal"
+        return dict(pool=max(given["img_shape"][1:]), subunits=3) if full_field else {}
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         "Weights from before there was a core leave it as it is, changing nothing"
@@ -918,7 +924,7 @@ def predict_with_history(self:AdaptiveSubunits,
     drive = _add_history(self.drive_movie(frames).cpu(), past, self.spike_weights.cpu())
     return self.output(drive)
 
-# %% ../nbs/11_adaptive.ipynb #8f2ed0fc
+# %% ../nbs/11_adaptive.ipynb #a1f5403e
 @patch
 @torch.no_grad()
 def _core_training(self:AdaptiveSubunits, train, valid):
@@ -936,9 +942,9 @@ def _core_training(self:AdaptiveSubunits, train, valid):
 def refine(self:AdaptiveSubunits,
     train, # Frames of the training part
     valid, # Frames of the validation part
-)->list: # (step, validation loss) at each validation
+)->dict: # what training_results.json is to hold of it
     "Train the core, and keep it for the cells that it makes more likely"
-    if self.core is None: return []
+    if self.core is None: return {}
     before = {name: value.clone() for name, value in self.state_dict().items()}
     training = self._core_training(train, valid)
     loss_before = training.valid_loss(training.net)
@@ -946,8 +952,10 @@ def refine(self:AdaptiveSubunits,
     seconds = len(train)/train.hz
     history = train_core(training, steps=min(500, round(.8*seconds) + 10), length=round(6*train.hz), progress=self.progress)
     self.core.requires_grad_(False)
-    self._keep_where(training.valid_loss(training.net) < loss_before, before)
-    return history
+    better = training.valid_loss(training.net) < loss_before
+    self._keep_where(better, before)
+    valid_loss = training.valid_loss(training.net).mean().item()
+    return dict(valid_loss=valid_loss, core_steps=history[-1][0], cells_with_core=int(better.sum()))
 
 @patch
 @torch.no_grad()

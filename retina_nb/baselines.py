@@ -381,6 +381,7 @@ class LN(RateModel):
         pool=(optional(positive_int), "None or a positive whole number"),
         window=(positive_int, _whole),
         rank=(_rank, "'full' or a positive whole number"))
+    default_history = .4
     default_epochs = 0
     progress = True             # show a progress bar while it is solved, in a terminal or a notebook
 
@@ -763,7 +764,7 @@ class GLM(LN):
     rules = LN.rules | dict(spike_history=(positive_int, _whole), coupling=(boolean, "True or False"))
 
     @classmethod
-    def suggest(cls, given, hz):
+    def suggest(cls, given, hz, full_field=False):
         "As many frames of spikes as there are in 0.4 s"
         frames = max(1, round(.4*hz))
         return {} if frames == cls.defaults["spike_history"] else {"spike_history": frames}

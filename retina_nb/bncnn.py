@@ -275,6 +275,7 @@ class RateModel(nn.Module):
     def suggest(cls,
         given, # hyperparameters by name, img_shape and n_units among them
         hz, # frames a second
+        full_field=False, # are all pixels of a frame equal?
     )->dict: # hyperparameters by name
         "What suits the frames of a recording better than `defaults`"
         return {}
@@ -322,6 +323,7 @@ class RateModel(nn.Module):
         return self.drive(scale(batch))
 
     # -- how it learns -----------------------------------------------------------------------------
+    default_history = 0.     # seconds of stimulus in a window; 0 for a single frame
     default_lr = 1e-3        # learning rate
     default_epochs = 100     # at most; 0 for a model that `initialise` solves
     ema_decay = None         # share of the moving average of the weights that stays at each step; None for no average
@@ -352,6 +354,12 @@ class RateModel(nn.Module):
         groups = groups or self.parameter_groups(lr)
         device = groups[0]["params"][0].device
         return torch.optim.Adam(groups, lr=lr, fused=device.type in ("cpu", "cuda"))
+
+    def refine(self,
+        train, # Frames of the training part
+        valid, # Frames of the validation part
+    ): # dict, what training_results.json is to hold of it; or None
+        "Go on from the best weights in a way of its own, after the last epoch"
 
     def after_fit(self,
         train, # Frames of the training part
@@ -455,7 +463,7 @@ class BNCNN(RateModel):
         self.output = self.sequential[-1]
 
     @classmethod
-    def suggest(cls, given, hz):
+    def suggest(cls, given, hz, full_field=False):
         "Kernels that fit the frame, where those of `defaults` do not"
         values = cls.defaults | given
         pads = [cls.pad, cls.pad, 0] if values["convgc"] else [cls.pad, cls.pad]

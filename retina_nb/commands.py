@@ -111,7 +111,7 @@ def retina_simulate(
 def retina_train(
     data:str=None, # recording, .h5; several, A.h5,B.h5, for models with a core to share
     model:str="bncnn", # adaptive, bncnn, cnnbilstm, stacked, stackedconv, ln, glm, or module:Class for one of your own
-    history:int=1, # frames of stimulus in a window
+    history:int=None, # frames of stimulus in a window; for adaptive, tcn, ln and glm 400 ms if not given, else 1
     split:str="blocked", # blocked, stratified or random
     epochs:int=None, # at most; 100 if not given
     batch_size:int=32, # frames, all processes together
@@ -121,6 +121,7 @@ def retina_train(
     scale:str="unit", # unit, zscore or raw
     patience:int=10, # epochs without a better validation loss before stopping; 0 never stops early
     monitor:str="valid_loss", # what says which epoch is the best: valid_loss, or valid_corr as in the reference project
+    clock:str="auto", # of a full-field stimulus: auto, the steady one if the spikes follow that; file, as the file has it
     seed:int=0, # of weights, split and order
     seeds:str=None, # several, 0,1,2: one run for each, in OUT/seed0 and so on
     out:str=None, # run folder; runs/MODEL if not given
@@ -143,7 +144,7 @@ def retina_train(
     out = Path(out or f"runs/{model.rpartition(':')[2]}")
     devices = int(devices) if devices.isdigit() else devices
     options = dict(history=history, settings=parse_settings(set), split=split, epochs=epochs, batch_size=batch_size,
-                   lr=lr, scale=scale, patience=patience, monitor=monitor, resume=resume, accelerator=accelerator,
+                   lr=lr, scale=scale, patience=patience, monitor=monitor, clock=clock, resume=resume, accelerator=accelerator,
                    devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision)
     for folder, seed in _folders_of_seeds(out, seeds, seed).items():
         for run in _train(recs, kind, folder, seed=seed, **options): _say_trained(run)
@@ -302,7 +303,7 @@ def _say_sweep(out, table):
 # %% ../nbs/16_commands.ipynb #5afcd339
 protocols = {
     "honest": dict(split="blocked", batch_size=64, scale="zscore", epochs=100, patience=10),
-    "reference": dict(split="random", batch_size=32, scale="raw", epochs=100, patience=0, monitor="valid_corr")}
+    "reference": dict(split="random", batch_size=32, scale="raw", epochs=100, patience=0, monitor="valid_corr", clock="file")}
 
 def demo_history(
     protocol, # honest or reference

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from .data import InputError
 from .training import (FiringRates, MoveDataToDevice, TrainValid, as_started, check_settings, finish_training,
-                                fit_settings, keep_freed_memory, load_class, log_row, make_loaders, model_for, poisson_loss,
+                                fit_settings, history_frames, keep_freed_memory, load_class, log_row, make_loaders, model_for, poisson_loss,
                                 quiet_lightning, rate_module, run_config, run_of, run_trainer, start_folder,
                                 start_trainer, train_valid_frames)
 
@@ -252,7 +252,7 @@ def train_sessions(
     recs, # Recordings
     model, # a class, one of `models`, or module:Class; with something to share
     out, # folder
-    history=1, # frames in a window
+    history=None, # frames in a window; the model's `default_history` if None
     settings=None, # hyperparameters
     seed=0, # of weights, split and order
     lr=None, # learning rate
@@ -262,5 +262,5 @@ def train_sessions(
     kind = load_class(model)
     torch.manual_seed(seed)
     check_shared(kind, len(recs))
-    new = [model_for(rec, kind, history, **(settings or {})) for rec in recs]
+    new = [model_for(rec, kind, history or history_frames(kind, rec.hz), **(settings or {})) for rec in recs]
     return fit_sessions(new, recs, out, lr=lr, seed=seed, **options)

@@ -8,14 +8,16 @@ __all__ = ['monitors', 'models', 'poisson_loss', 'corr_in_batch', 'Scores', 'his
            'MoveDataToDevice', 'ChooseLayout', 'keep_freed_memory', 'model_path', 'load_class', 'build_model',
            'write_json', 'checksum', 'Run', 'Checkpoint', 'read_checkpoint', 'best_checkpoint', 'load_run',
            'run_folders', 'load_runs', 'config_without_seed', 'rebuild', 'check_settings', 'check_processes',
-           'TrainValid', 'epoch_sampler', 'train_valid_frames', 'already_batched', 'make_loaders', 'run_config',
-           'start_folder', 'quiet_lightning', 'Progress', 'make_trainer', 'fit_settings', 'as_started', 'run_of', 'fit',
-           'run_trainer', 'finish_run', 'start_trainer', 'rate_module', 'finish_training', 'solve', 'predict',
-           'parse_settings', 'model_for', 'train_run']
+           'stimulus_clock', 'on_stimulus_clock', 'TrainValid', 'epoch_sampler', 'train_valid_frames',
+           'already_batched', 'make_loaders', 'run_config', 'start_folder', 'quiet_lightning', 'Progress',
+           'make_trainer', 'fit_settings', 'as_started', 'run_of', 'fit', 'run_trainer', 'finish_run', 'start_trainer',
+           'rate_module', 'finish_training', 'solve', 'predict', 'parse_settings', 'model_for', 'history_frames',
+           'train_run']
 
 # %% ../nbs/05_training.ipynb #9e3658db
 import ast, copy, ctypes, hashlib, json, logging, os, platform, sys, time, warnings
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import cached_property, lru_cache
 from importlib import import_module
 from importlib.metadata import version
@@ -39,6 +41,7 @@ from torchmetrics import MeanMetric, PearsonCorrCoef
 from .bncnn import RateModel, correlation, log_rate, trained_parameters
 from .data import (Frames, InputError, LazyMovie, Part, Recording, Scaling, atomic_write,
                             full_history, old_names, split_frames)
+from .stimulus_clock import StimulusClock, find_clock, full_field_levels, on_clock
 
 # %% ../nbs/05_training.ipynb #0886db0b
 def poisson_loss(
@@ -439,6 +442,8 @@ class Run:
     def results(self): return json.loads((self.path/"training_results.json").read_text())
     @cached_property
     def recording(self): return _recording_of(self)
+    @property
+    def stimulus_clock(self): return self.config.get("stimulus_clock") # a dict, or None
     @cached_property
     def split(self):  # training and validation frames, as many sorted arrays of frame numbers as fractions
         scheme, fractions, history, seed = (self.config[k] for k in ("split", "fractions", "history", "seed"))
@@ -570,6 +575,8 @@ def check_settings(
         if not settings[name] > 0: raise InputError(f"{name}: expected a positive number, found {settings[name]}")
     if settings["batch_size"] < 2:
         raise InputError("batch_size: expected 2 frames or more, as batch normalisation needs them, found 1")
+    if settings["clock"] not in ("auto", "file"):
+        raise InputError(f"clock: expected auto or file, found '{settings['clock']}'")
     if settings["monitor"] not in monitors:
         raise InputError(f"monitor: expected {' or '.join(monitors)}, found '{settings['monitor']}'")
 
@@ -579,6 +586,30 @@ def check_processes(batch_size, world):
     larger = -(-batch_size//world)*world
     raise InputError(f"batch_size: expected a multiple of {world}, since {world} processes share a batch, "
                      f"found {batch_size}; use {larger}, or other --devices")
+
+# %% ../nbs/05_training.ipynb #7fb6b157
+def stimulus_clock(
+    rec, # Recording
+    choice="auto", # auto, or file for the file's own
+): # dict, the StimulusClock that the spikes follow; None for the file's own
+    "Whose clock the movie is on"
+    if choice == "file": return None
+    clock = find_clock(rec.train, from_end=len(rec.test.repeats) < 2)
+    return asdict(clock) if clock else None
+
+def _about_clock(clock):
+    "What is said of it"
+    return f"the movie is on a steady clock, which the spikes follow: {StimulusClock(**clock)}; --clock file keeps the file's"
+
+def on_stimulus_clock(
+    part, # Part
+    clock, # as from `stimulus_clock`
+)->Part:
+    "The part with its movie on that clock"
+    if clock is None: return part
+    steady = copy.copy(part)
+    steady.stimulus = on_clock(part.stimulus, part.blocks, StimulusClock(**clock))
+    return steady
 
 # %% ../nbs/05_training.ipynb #035323f1
 class TrainValid(NamedTuple):
@@ -604,12 +635,13 @@ def train_valid_frames(
 ) -> TrainValid: # of Frames
     "Training and validation frames, the latter in the order in which they are scored"
     history, seed = model.img_shape[0], settings["seed"]
-    train_index, valid_index, *_ = split_frames(rec.train, settings["split"], settings["fractions"], history, seed)
+    part = on_stimulus_clock(rec.train, stimulus_clock(rec, settings["clock"]))
+    train_index, valid_index, *_ = split_frames(part, settings["split"], settings["fractions"], history, seed)
     if model.default_epochs:
-        shuffled_once = list(epoch_sampler(model, len(valid_index), rec.train.stimulus, seed))
+        shuffled_once = list(epoch_sampler(model, len(valid_index), part.stimulus, seed))
         valid_index = valid_index[shuffled_once]
-    train = Frames(rec.train, train_index, history, settings["scale"])
-    return TrainValid(train, Frames(rec.train, valid_index, history, train.scale))
+    train = Frames(part, train_index, history, settings["scale"])
+    return TrainValid(train, Frames(part, valid_index, history, train.scale))
 
 # %% ../nbs/05_training.ipynb #e7c9a33e
 def already_batched(batch): return batch  # datasets give whole batches
@@ -650,7 +682,7 @@ def run_config(
                        history=model.img_shape[0], scaling=vars(scaling))
     about_data = dict(data=str(rec.path.resolve()), checksum=checksum(rec.path), session=rec.session,
                       cells=list(rec.cells), response=rec.response, hz=rec.hz, blocks=rec.blocks.tolist(),
-                      in_memory=rec.in_memory)
+                      in_memory=rec.in_memory, stimulus_clock=stimulus_clock(rec, settings["clock"]))
     versions = {package: version(package) for package in ("torch", "lightning", "numpy")}
     versions = {"python": platform.python_version(), **versions}
     return {**about_model, **about_data, **settings, **more, "versions": versions}
@@ -672,7 +704,8 @@ def start_folder(
 
 def _check_same_run(out, config, written):
     "A run goes on with the settings that it was started with"
-    written = {"in_memory": True, **_before_monitor, **written, "model": model_path(written["model"])}
+    before = {"in_memory": True, "clock": "auto", "stimulus_clock": None, **_before_monitor}
+    written = {**before, **written, "model": model_path(written["model"])}
     may_change = ("epochs", "patience", "versions", "data", "trainer")
     as_written = json.loads(json.dumps(config))
     differ = [k for k in as_written if k not in may_change and written.get(k) != as_written[k]]
@@ -749,11 +782,11 @@ def make_trainer(
 
 # %% ../nbs/05_training.ipynb #99b35fff
 def fit_settings(model, *, split="blocked", fractions=(.9, .1), scale="unit", epochs=None, batch_size=32, lr=None,
-                 patience=10, monitor="valid_loss", seed=0):
+                 patience=10, monitor="valid_loss", seed=0, clock="auto"):
     "The settings of a training, complete, as they are written down"
     epochs = model.default_epochs if epochs is None else epochs
     return dict(split=split, fractions=list(fractions), scale=scale, seed=seed, batch_size=batch_size,
-                lr=lr or model.default_lr, epochs=epochs, patience=patience, monitor=monitor)
+                lr=lr or model.default_lr, epochs=epochs, patience=patience, monitor=monitor, clock=clock)
 
 def as_started(
     folder, # run folder
@@ -787,6 +820,7 @@ def fit(
     patience=10, # epochs without a better validation loss before stopping; 0 never stops early
     monitor="valid_loss", # what says which epoch is the best: valid_loss, or valid_corr as in the reference project
     seed=0, # of the split, the order of the frames, noise and dropout
+    clock="auto", # of a full-field stimulus: auto, the steady one if the spikes follow that; file, as the file has it
     resume=False, # go on with the run in `out`, if there is one
     workers=2, # processes that read ahead, where the recording is not in memory
     progress=True, # show a progress bar
@@ -798,7 +832,7 @@ def fit(
     keep_freed_memory()
     out = Path(out)
     settings = fit_settings(model, split=split, fractions=fractions, scale=scale, seed=seed, batch_size=batch_size,
-                            lr=lr, epochs=epochs, patience=patience, monitor=monitor)
+                            lr=lr, epochs=epochs, patience=patience, monitor=monitor, clock=clock)
     if resume: settings = as_started(out, settings)
     check_settings(model, rec, settings)
     trainer, trainer_log = start_trainer(out, model, settings, progress, precision, **trainer_kwargs)
@@ -806,6 +840,7 @@ def fit(
     scaling = frames.train.scale
     config = run_config(model, rec, scaling, settings, trainer=trainer_log)
     if trainer.is_global_zero: start_folder(out, config, resume)
+    if progress and config["stimulus_clock"]: print(_about_clock(config["stimulus_clock"]))
     if not model.default_epochs:
         model.progress = progress and not Progress().lines
         if not (out/"model.pth").exists(): solve(model, frames, out)
@@ -815,7 +850,8 @@ def fit(
     bfloat16 = (False, True) if precision == "auto" else (False,)
     trainer.callbacks += [MoveDataToDevice(*loaders), ChooseLayout(loaders.train, bfloat16)]
     run_trainer(trainer, module, loaders, out)
-    if trainer.is_global_zero: finish_training(model, rec, frames, out, settings["monitor"], out)
+    if trainer.is_global_zero:
+        finish_training(model, rec, frames, out, settings["monitor"], out, progress=progress and not Progress().lines)
     trainer.strategy.barrier()  # nobody goes on before the results are there
     return run_of(model, out)
 
@@ -842,14 +878,17 @@ def finish_run(
     out, # run folder
     state, # the best weights
     epoch, # that they are from
+    refined=None, # what came of them after the last epoch, a dict; its seconds are added to those of the epochs
 ):
     "Write the best weights and a summary of the training"
     with atomic_write(out/"model.pth") as f: torch.save(state, f)
     history = pd.read_csv(out/"history.csv")
     best = history[history.epoch == epoch].iloc[0].drop(["epoch", "seconds"]).to_dict()
     params = json.loads((out/"config.json").read_text())["params"]
-    summary = {"epochs": len(history), "best_epoch": epoch, "seconds": history.seconds.sum(), "params": params}
-    write_json(out/"training_results.json", summary | best)
+    refined = {"seconds": 0} | (refined or {})
+    seconds = history.seconds.sum() + refined.pop("seconds")
+    summary = {"epochs": len(history), "best_epoch": epoch, "seconds": seconds, "params": params}
+    write_json(out/"training_results.json", summary | best | refined)
 
 # %% ../nbs/05_training.ipynb #e541e743
 def start_trainer(out, model, settings, progress, precision, **trainer_kwargs):
@@ -875,15 +914,19 @@ def finish_training(
     monitor, # what says which epoch is the best
     checkpoints, # folder of best.ckpt and last.ckpt
     prefix="model.", # of the model's weights in there
+    progress=True, # show how far it has come
 ):
     "Take the best weights, learn what is learned once the rest stands, and write the results"
     state, rows = best_checkpoint(checkpoints, monitor, prefix)
-    if type(model).after_fit is not RateModel.after_fit:
-        best = rebuild(model)
-        best.load_state_dict(state)
-        best.after_fit(frames.train, rec.train)
-        state = best.state_dict()
-    finish_run(folder, state, rows[-1]["epoch"])
+    best = rebuild(model)
+    best.load_state_dict(state)
+    best.to(frames.train.rates.device)
+    best.progress = progress
+    started = time.perf_counter()
+    refined = best.refine(frames.train, frames.valid) or {}
+    best.after_fit(frames.train, rec.train)
+    refined["seconds"] = time.perf_counter() - started
+    finish_run(folder, best.cpu().state_dict(), rows[-1]["epoch"], refined)
 
 # %% ../nbs/05_training.ipynb #6fd135f4
 @torch.no_grad()
@@ -930,7 +973,7 @@ def predict(
         raise InputError(f"stimulus: expected (time, {height}, {width}) uint8 as the model {run.name} takes, "
                          f"found {stimulus.shape} {stimulus.dtype}")
     rates = np.full((len(stimulus), model.n_units), np.nan, np.float32)
-    movie = Part(stimulus, rates, blocks=blocks)
+    movie = on_stimulus_clock(Part(stimulus, rates, blocks=blocks), run.stimulus_clock)
     usable = full_history(movie, history)
     wanted = usable if index is None else np.intersect1d(usable, index)
     if not len(wanted): return rates
@@ -962,7 +1005,8 @@ def model_for(
     "A new model, shaped for a recording; says which settings it has because of the recording"
     kind = load_class(model)
     given = {"img_shape": [history, *rec.train.stimulus.shape[1:]], "n_units": rec.n_cells, **settings}
-    suggested = kind.suggest(given, rec.hz)
+    is_full_field = full_field_levels(rec.train.stimulus) is not None
+    suggested = kind.suggest(given, rec.hz, is_full_field)
     for name in suggested.keys() & given.keys(): del suggested[name]
     try: new = kind(**suggested, **given)
     except TypeError as e:
@@ -977,11 +1021,18 @@ def _why_suggested(kind, suggested, rec):
     differs = ", ".join(f"{name}={value} in place of {kind.defaults[name]}" for name, value in suggested.items())
     return f"{kind.__name__}: {differs}, to suit frames of {height} × {width} pixels at {rec.hz:g} Hz"
 
+def history_frames(
+    kind, # a class of models
+    hz, # frames a second
+)->int:
+    "Frames in a window, where nobody says how many"
+    return max(1, round(kind.default_history*hz))
+
 def train_run(
     rec, # Recording
     model, # a class, one of `models`, or module:Class
     out, # run folder
-    history=1, # frames in a window
+    history=None, # frames in a window; the model's `default_history` if None
     settings=None, # hyperparameters; for stacked also base, the run folder of a BNCNN; without, one is trained in OUT/bncnn
     seed=0, # of weights, split and order
     lr=None, # learning rate
@@ -991,6 +1042,7 @@ def train_run(
     settings = dict(settings or {})
     torch.manual_seed(seed)
     kind = load_class(model)
+    history = history or history_frames(kind, rec.hz)
     if kind.base: new = _on_base(rec, kind, out, history, settings, dict(options, seed=seed))
     else: new = model_for(rec, kind, history, **settings)
     return fit(new, rec, out, lr=lr, seed=seed, **options)
