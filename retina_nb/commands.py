@@ -316,7 +316,7 @@ def demo_history(
 SMALL_SETTINGS = {  # for a laptop
     "ln": {},
     "adaptive": {},
-    "bncnn": dict(chans=[8, 16], softplus=True, noise=.05),
+    "bncnn": dict(chans=[8, 16], noise=.05),
     "stacked": {},
     "cnnbilstm": dict(chans=[4, 8], hidden=32, softplus=True, noise=.05)}
 
