@@ -120,8 +120,9 @@ class AdaptiveSubunits(RateModel):
 
     @classmethod
     def suggest(cls, given, hz, full_field=False):
-        "A single pooled pixel, and few subunits, where all pixels of a frame are equal"
-        return dict(pool=max(given["img_shape"][1:]), subunits=3) if full_field else {}
+        "A single pooled pixel and few subunits for a full-field stimulus; more subunits where frames are few"
+        if full_field: return dict(pool=max(given["img_shape"][1:]), subunits=3)
+        return dict(subunits=min(36, round(12*100/hz))) if hz < 100 else {}  # as many as cost the same a second of movie
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         "Weights from before there was a core leave it as it is, changing nothing"
@@ -924,7 +925,7 @@ def predict_with_history(self:AdaptiveSubunits,
     drive = _add_history(self.drive_movie(frames).cpu(), past, self.spike_weights.cpu())
     return self.output(drive)
 
-# %% ../nbs/11_adaptive.ipynb #a1f5403e
+# %% ../nbs/11_adaptive.ipynb #fd1ab9b4
 @patch
 @torch.no_grad()
 def _core_training(self:AdaptiveSubunits, train, valid):

@@ -6,7 +6,7 @@
 __all__ = ['full_field_levels', 'onsets', 'usual_period', 'lateness', 'StimulusClock', 'possible_clocks', 'on_clock',
            'explained_variance', 'find_clock']
 
-# %% ../nbs/01_stimulus_clock.ipynb #9b006193
+# %% ../nbs/01_stimulus_clock.ipynb #fe323093
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.ndimage import median_filter
 from scipy.signal import lfilter
 
 
-# %% ../nbs/01_stimulus_clock.ipynb #251edd4a
+# %% ../nbs/01_stimulus_clock.ipynb #74d1a1c6
 def full_field_levels(
     stimulus, # (time, height, width)
 ): # (time,), or None where pixels differ or the movie is not in memory
@@ -51,7 +51,7 @@ def lateness(
     return tick, at - at[0] - period*tick
 
 
-# %% ../nbs/01_stimulus_clock.ipynb #0e74e38d
+# %% ../nbs/01_stimulus_clock.ipynb #d70a5e3e
 @dataclass(frozen=True)
 class StimulusClock:
     "A steady clock of the pictures of a full-field stimulus"
@@ -65,7 +65,7 @@ class StimulusClock:
         return f"a picture lasts {self.period}{drifting} frames"
 
 
-# %% ../nbs/01_stimulus_clock.ipynb #faece5cd
+# %% ../nbs/01_stimulus_clock.ipynb #0b76fd99
 def _blocks_of(levels, blocks):
     "The levels of each block"
     return np.split(levels, np.asarray(blocks[1:], int))
@@ -103,7 +103,7 @@ def possible_clocks(
     return [StimulusClock(period, d, rises, from_end) for d in sorted({0., drift})]
 
 
-# %% ../nbs/01_stimulus_clock.ipynb #a9a58299
+# %% ../nbs/01_stimulus_clock.ipynb #b1bbc693
 def _line_start(tick, late, clock):
     "Lateness of the line at its first onset, from the first or the last onsets"
     n = round(2/abs(clock.drift)) if clock.drift else 50             # two steps of the staircase, if there is one
@@ -144,7 +144,7 @@ def on_clock(
     return np.ascontiguousarray(np.broadcast_to(steady[:, None, None], stimulus.shape))
 
 
-# %% ../nbs/01_stimulus_clock.ipynb #3d5916f1
+# %% ../nbs/01_stimulus_clock.ipynb #0e689bd5
 def _leaky_means(light, hz):
     "Means of the light that fade with 12 time constants up to a second, (time, 12)"
     fade = np.exp(-1/np.geomspace(.5, hz, 12))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['light_memory', 'TemporalCore', 'CoreTraining', 'train_core']
 
-# %% ../nbs/08_temporal_core.ipynb #b48a35c8
+# %% ../nbs/08_temporal_core.ipynb #d9928bec
 import math
 
 import torch
@@ -19,7 +19,7 @@ from .baselines import cosine_basis
 from .bncnn import log_rate
 
 
-# %% ../nbs/08_temporal_core.ipynb #f316a509
+# %% ../nbs/08_temporal_core.ipynb #194e81c8
 def light_memory(
     light, # mean of each frame, (batch, time)
     length, # frames that are remembered
@@ -35,7 +35,7 @@ def light_memory(
     return torch.fft.irfft(product, size)[..., length - 1:n]
 
 
-# %% ../nbs/08_temporal_core.ipynb #cfefc3e0
+# %% ../nbs/08_temporal_core.ipynb #939b8892
 class TemporalCore(nn.Module):
     "Convolutions in time that add to the drive of a model what they make of it and of the light"
     def __init__(self,
@@ -81,7 +81,7 @@ class TemporalCore(nn.Module):
         return self.gain*own + self.readout(features.mT)
 
 
-# %% ../nbs/08_temporal_core.ipynb #98b3ee01
+# %% ../nbs/08_temporal_core.ipynb #53f17c4c
 @patch
 def whole(self:TemporalCore,
     inputs, # (batch, time, n_basis + n_units)
@@ -95,7 +95,7 @@ def whole(self:TemporalCore,
     return torch.cat(parts, 1)
 
 
-# %% ../nbs/08_temporal_core.ipynb #72d6ca70
+# %% ../nbs/08_temporal_core.ipynb #fb2bdbce
 def _pieces(
     blocks, # first and last frame + 1 of each, (n_blocks, 2)
     n, # pieces
@@ -114,7 +114,7 @@ def _pieces(
     return frames.clamp(start, end - 1), inside[:, context:]
 
 
-# %% ../nbs/08_temporal_core.ipynb #d841a760
+# %% ../nbs/08_temporal_core.ipynb #d061fa7c
 class CoreTraining:
     "A core and the output behind it, and what they are trained on"
     def __init__(self,
@@ -155,7 +155,7 @@ class CoreTraining:
         return (loss*weight).sum()/weight.sum().clamp_min(1)
 
 
-# %% ../nbs/08_temporal_core.ipynb #08ebca04
+# %% ../nbs/08_temporal_core.ipynb #a3d2059e
 def _warm_cosine(step, steps):
     "Share of the learning rate: up for 20 steps, down along a cosine"
     return min(1, (step + 1)/20)*(1 + math.cos(math.pi*step/steps))/2
