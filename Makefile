@@ -6,6 +6,8 @@ setup := settings.ini setup.py pyproject.toml constraints.txt
 # tests run two at a time, one thread each; without this, two on two cores would slow each other down several times
 tests := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# recordings of real retinas for 17_real_retinas and its tests, where there are any
+export RETINA_DATA ?= $(abspath $(wildcard ../shared/data/real))
 
 .PHONY: help demo test test-slow check notebooks readme docs clean
 

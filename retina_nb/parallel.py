@@ -223,7 +223,7 @@ def fit_sessions(
     run_trainer(trainer, Sessions(modules), _combined(loaders), out)
     if trainer.is_global_zero:
         for i, (model, rec, part, folder) in enumerate(zip(models, recs, frames, folders)):
-            finish_training(model, rec, part, folder, settings["monitor"], out, f"session{i}.model.")
+            finish_training(model, rec, part, folder, settings["monitor"], out, f"session{i}.model.", progress)
     trainer.strategy.barrier()  # nobody goes on before the results are there
     return [run_of(model, folder) for model, folder in zip(models, folders)]
 

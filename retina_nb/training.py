@@ -850,8 +850,7 @@ def fit(
     bfloat16 = (False, True) if precision == "auto" else (False,)
     trainer.callbacks += [MoveDataToDevice(*loaders), ChooseLayout(loaders.train, bfloat16)]
     run_trainer(trainer, module, loaders, out)
-    if trainer.is_global_zero:
-        finish_training(model, rec, frames, out, settings["monitor"], out, progress=progress and not Progress().lines)
+    if trainer.is_global_zero: finish_training(model, rec, frames, out, settings["monitor"], out, progress=progress)
     trainer.strategy.barrier()  # nobody goes on before the results are there
     return run_of(model, out)
 
@@ -921,7 +920,7 @@ def finish_training(
     best = rebuild(model)
     best.load_state_dict(state)
     best.to(frames.train.rates.device)
-    best.progress = progress
+    best.progress = progress and not Progress().lines
     started = time.perf_counter()
     refined = best.refine(frames.train, frames.valid) or {}
     best.after_fit(frames.train, rec.train)

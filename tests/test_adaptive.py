@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
+from retina_nb.adaptive import AdaptiveSubunits
 from retina_nb.commands import retina_predict, retina_train
 from retina_nb.data import Frames, Recording, write_recording
 from retina_nb.results import results_table
@@ -115,3 +116,54 @@ def test_spike_history(tmp_path):
     without = train_run(Recording(path), "adaptive", tmp_path/"plain", **options)
     assert not without.model.knows_spike_history
     assert "with spike history" not in " ".join(results_table([without]).model)
+
+
+@pytest.fixture(scope="module")
+def with_core(recording, tmp_path_factory):
+    "A trained run, and what it was trained on"
+    out = tmp_path_factory.mktemp("core")/"run"
+    rec = Recording(recording)
+    return train_run(rec, "adaptive", out, history=6, epochs=2, settings=dict(core=8), progress=False), rec
+
+
+def test_weights_from_before_the_core(with_core):
+    "They load, and the core that they do not know changes nothing"
+    run, rec = with_core
+    old = {name: value for name, value in run.model.state_dict().items() if not name.startswith("core.")}
+    frames = Frames(rec.test, None, 6, run.scale)
+    new, bare = AdaptiveSubunits(**run.model.hyperparams), AdaptiveSubunits(**run.model.hyperparams | dict(core=None))
+    for model in (new, bare): model.load_state_dict(old)
+    with torch.no_grad(): torch.testing.assert_close(new.predict_movie(frames), bare.predict_movie(frames))
+
+
+def test_a_cell_that_the_core_makes_worse_goes_without(with_core, monkeypatch):
+    run, rec = with_core
+    model = AdaptiveSubunits(**run.model.hyperparams)
+    model.load_state_dict(run.model.state_dict())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train, valid, *_ = (Frames(rec.train, index, 6, run.scale) for index in run.split)
+
+    def harm_one_cell(training, **options):
+        core, output = training.net
+        with torch.no_grad():
+            core.readout.bias[0] += 50
+            core.gain[1] *= 1                           # the other one stays as good as it was, which is not better
+            output.log_gain[1] += 0
+        return [(1, 0.)]
+
+    monkeypatch.setattr("retina_nb.adaptive.train_core", harm_one_cell)
+    assert model.refine(train, valid)["cells_with_core"] == 0
+    for name, value in model.state_dict().items():
+        if name not in ("core.mean", "core.std"): assert torch.equal(value, before[name]), name
+
+
+def test_core_sees_no_other_block_and_no_later_frame(with_core):
+    run, rec = with_core
+    movie = rec.train.stimulus.copy()
+    rates = predict(run, movie, rec.blocks)
+    movie[750:] = 255 - movie[750:]                     # the second block, and a later part of it
+    changed = predict(run, movie, rec.blocks)
+    np.testing.assert_allclose(changed[5:750], rates[5:750], rtol=1e-4)
+    movie = rec.train.stimulus.copy()
+    movie[1200:] = 0
+    np.testing.assert_allclose(predict(run, movie, rec.blocks)[755:1200], rates[755:1200], rtol=1e-3, atol=1e-3)
