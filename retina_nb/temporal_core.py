@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['light_memory', 'TemporalCore', 'CoreTraining', 'train_core']
 
-# %% ../nbs/08_temporal_core.ipynb #d9928bec
+# %% ../nbs/08_temporal_core.ipynb #00a11bf6
 import math
 
 import torch
@@ -19,7 +19,7 @@ from .baselines import cosine_basis
 from .bncnn import log_rate
 
 
-# %% ../nbs/08_temporal_core.ipynb #194e81c8
+# %% ../nbs/08_temporal_core.ipynb #43775623
 def light_memory(
     light, # mean of each frame, (batch, time)
     length, # frames that are remembered
@@ -35,7 +35,7 @@ def light_memory(
     return torch.fft.irfft(product, size)[..., length - 1:n]
 
 
-# %% ../nbs/08_temporal_core.ipynb #939b8892
+# %% ../nbs/08_temporal_core.ipynb #2b99f41a
 class TemporalCore(nn.Module):
     "Convolutions in time that add to the drive of a model what they make of it and of the light"
     def __init__(self,
@@ -81,7 +81,7 @@ class TemporalCore(nn.Module):
         return self.gain*own + self.readout(features.mT)
 
 
-# %% ../nbs/08_temporal_core.ipynb #53f17c4c
+# %% ../nbs/08_temporal_core.ipynb #6db285b0
 @patch
 def whole(self:TemporalCore,
     inputs, # (batch, time, n_basis + n_units)
@@ -95,7 +95,7 @@ def whole(self:TemporalCore,
     return torch.cat(parts, 1)
 
 
-# %% ../nbs/08_temporal_core.ipynb #fb2bdbce
+# %% ../nbs/08_temporal_core.ipynb #a4ab96bb
 def _pieces(
     blocks, # first and last frame + 1 of each, (n_blocks, 2)
     n, # pieces
@@ -114,7 +114,7 @@ def _pieces(
     return frames.clamp(start, end - 1), inside[:, context:]
 
 
-# %% ../nbs/08_temporal_core.ipynb #d061fa7c
+# %% ../nbs/08_temporal_core.ipynb #e487d8a2
 class CoreTraining:
     "A core and the output behind it, and what they are trained on"
     def __init__(self,
@@ -150,12 +150,19 @@ class CoreTraining:
     def batch_loss(self, frames, inside):
         "Mean loss of the training frames of some pieces"
         wanted = frames[:, self.net[0].context:]
-        weight = self.weight[wanted]*inside
+        weight = self.weight[wanted]*inside.to(self.weight.device)
         loss = self.loss(self.net, self.net[0](self.inputs[frames]), self.rates[wanted]).mean(2)
         return (loss*weight).sum()/weight.sum().clamp_min(1)
 
+    def step(self, optimizer, length, generator):
+        "One step on 16 pieces from anywhere"
+        optimizer.zero_grad()
+        self.batch_loss(*_pieces(self.blocks, 16, length, self.net[0].context, generator)).backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
+        optimizer.step()
 
-# %% ../nbs/08_temporal_core.ipynb #a3d2059e
+
+# %% ../nbs/08_temporal_core.ipynb #6f6a7900
 def _warm_cosine(step, steps):
     "Share of the learning rate: up for 20 steps, down along a cosine"
     return min(1, (step + 1)/20)*(1 + math.cos(math.pi*step/steps))/2
@@ -165,6 +172,17 @@ def _average(decay):
     def update(averages, weights, n):
         get_ema_multi_avg_fn(min(decay, (1 + n.item())/(10 + n.item())))(averages, weights, n)
     return update
+
+class _Best:
+    "The weights that validate best so far"
+    def __init__(self, loss): self.state, self.history, self.since = None, [(0, loss)], 0
+
+    def see(self, step, loss, net):
+        "Keep the weights if they are the best"
+        is_best = loss < min(old for _, old in self.history)
+        self.history.append((step, loss))
+        self.since = 0 if is_best else self.since + 1
+        if is_best: self.state = {name: value.clone() for name, value in net.state_dict().items()}
 
 def train_core(
     training, # CoreTraining; its network changes in place
@@ -176,29 +194,18 @@ def train_core(
     progress=True, # show a progress bar
 )->list: # (step, validation loss) at each validation
     "Train core and output, and keep the weights that validate best"
-    net = training.net
-    optimizer = torch.optim.AdamW(net.parameters(), lr, betas=(.9, .98), weight_decay=.01)
+    optimizer = torch.optim.AdamW(training.net.parameters(), lr, betas=(.9, .98), weight_decay=.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
-    averaged = AveragedModel(net, multi_avg_fn=_average(.99))
+    averaged = AveragedModel(training.net, multi_avg_fn=_average(.99))
     generator = torch.Generator().manual_seed(0)
-    best, kept = training.valid_loss(net).mean().item(), None
-    history, since = [(0, best)], 0
-    bar = tqdm(range(1, steps + 1), "temporal core", leave=False, disable=not progress)
-    for step in bar:
-        optimizer.zero_grad()
-        training.batch_loss(*_pieces(training.blocks, 16, length, net[0].context, generator)).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.)
-        optimizer.step()
+    best = _Best(training.valid_loss(training.net).mean().item())
+    for step in tqdm(range(1, steps + 1), "temporal core", leave=False, disable=not progress):
+        training.step(optimizer, length, generator)
         schedule.step()
-        averaged.update_parameters(net)
+        averaged.update_parameters(training.net)
         if step % check and step < steps: continue
-        loss = training.valid_loss(averaged.module).mean().item()
-        history.append((step, loss))
-        bar.set_postfix(validation=f"{loss:.3f}")
-        if loss < best:
-            best, kept, since = loss, {k: v.clone() for k, v in averaged.module.state_dict().items()}, 0
-        else: since += 1
-        if since >= patience: break
-    if kept: net.load_state_dict(kept)
-    return history
+        best.see(step, training.valid_loss(averaged.module).mean().item(), averaged.module)
+        if best.since >= patience: break
+    if best.state: training.net.load_state_dict(best.state)
+    return best.history
 
