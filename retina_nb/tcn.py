@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TCN']
 
-# %% ../nbs/19_tcn.ipynb #a13377c6
+# %% ../nbs/19_tcn.ipynb #0e11ab9d
 import math
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import nn
 from .adaptive import Segments
 from .bncnn import RateModel, Softplus, batches_of, in_range, optional, positive_int
 
-# %% ../nbs/19_tcn.ipynb #29e25c37
+# %% ../nbs/19_tcn.ipynb #06ea6cee
 def _uniform(*shape, fan_in):
     "A parameter as PyTorch starts its convolutions"
     bound = 1/math.sqrt(fan_in)
@@ -56,25 +56,23 @@ class TCN(RateModel):
         h = self.hyperparams
         self.dilations = [2**i for i in range(h["layers"])]
         self.context = (h["width"] - 1)*sum(self.dilations) # frames before the newest one
-        self.kernel_shape = [min(h["kernel"], n) for n in self.img_shape[1:]]
-        self.grid = [(n - k)//h["stride"] + 1 for n, k in zip(self.img_shape[1:], self.kernel_shape)]
-        self._add_convolutions()
+        self._add_space()
+        self._add_time()
         self._add_readout()
         self.output = Softplus()
 
     @property
     def stateful(self): return self.context >= self.img_shape[0]
 
-# %% ../nbs/19_tcn.ipynb #50696705
+# %% ../nbs/19_tcn.ipynb #89683239
 @patch
-def _add_convolutions(self:TCN):
-    "What all cells share, and the mean and standard deviation of the pixels"
-    h, n_places = self.hyperparams, math.prod(self.grid)
-    channels = h["channels"] or (48 if n_places == 1 else 16)
-    fan_in = channels*h["width"]
+def _add_space(self:TCN):
+    "The grid of places, a kernel for each channel, and the pixels' mean and standard deviation"
+    h, size = self.hyperparams, self.img_shape[1:]
+    self.kernel_shape = [min(h["kernel"], n) for n in size]
+    self.grid = [(n - k)//h["stride"] + 1 for n, k in zip(size, self.kernel_shape)]
+    channels = h["channels"] or (48 if math.prod(self.grid) == 1 else 16)
     self.space = _uniform(channels, 1, *self.kernel_shape, fan_in=math.prod(self.kernel_shape))
-    self.time = _uniform(h["layers"], channels, channels, h["width"], fan_in=fan_in)
-    self.time_bias = _uniform(h["layers"], channels, fan_in=fan_in)
     self.register_buffer("mean", torch.tensor(.5))
     self.register_buffer("sd", torch.tensor(.3))
 
@@ -87,7 +85,14 @@ def in_space(self:TCN,
     maps = F.conv2d(frames, self.space, stride=self.hyperparams["stride"])
     return maps.flatten(2).unflatten(0, x.shape[:2]).transpose(1, 2)
 
-# %% ../nbs/19_tcn.ipynb #d18f1ba4
+# %% ../nbs/19_tcn.ipynb #bea65788
+@patch
+def _add_time(self:TCN):
+    "The layers in time"
+    channels, layers, width = len(self.space), self.hyperparams["layers"], self.hyperparams["width"]
+    self.time = _uniform(layers, channels, channels, width, fan_in=channels*width)
+    self.time_bias = _uniform(layers, channels, fan_in=channels*width)
+
 @patch
 def in_time(self:TCN,
     maps, # (batch, channels, time, places)
@@ -98,7 +103,7 @@ def in_time(self:TCN,
         z = F.conv2d(z, weight[..., None], bias, dilation=(dilation, 1)).relu()
         yield z
 
-# %% ../nbs/19_tcn.ipynb #6807400c
+# %% ../nbs/19_tcn.ipynb #8c355ca4
 @patch
 def _add_readout(self:TCN):
     "For each cell a weight a place, a weight a channel, and a bias"
@@ -119,7 +124,7 @@ def convolve(self:TCN,
         features = features + seen[:, -length:]
     return (features*self.where).sum(2) + self.bias
 
-# %% ../nbs/19_tcn.ipynb #6e2158af
+# %% ../nbs/19_tcn.ipynb #bd309171
 @patch
 def drive(self:TCN,
     x, # windows, (batch, history, height, width), scaled
@@ -130,7 +135,7 @@ def drive(self:TCN,
     still = window[:, :1].expand(-1, n_missing, -1, -1)
     return self.convolve(torch.cat([still, window], 1))[:, 0]
 
-# %% ../nbs/19_tcn.ipynb #1d03179a
+# %% ../nbs/19_tcn.ipynb #164e8b6a
 @patch
 def dataset(self:TCN, frames):
     n_before = self.context - (frames.history - 1)  # Segments adds the history
@@ -147,7 +152,15 @@ def drive_batch(self:TCN, batch, scale):
     with_warmup = F.pad(drive, (0, 0, batch.warmup, 0)) # targets count it
     return with_warmup.flatten(0, 1)[batch.targets]
 
-# %% ../nbs/19_tcn.ipynb #b691bf3d
+# %% ../nbs/19_tcn.ipynb #7448a155
+@patch
+def _drive_of_segments(self:TCN, frames):
+    "The drive at the wanted frames of each segment, in the order of time"
+    device = self.bias.device
+    for _, batch in batches_of(self.dataset(frames), 1):
+        here = batch._replace(frames=batch.frames.to(device), targets=batch.targets.to(device))
+        yield self.drive_batch(here, frames.scale)
+
 @patch
 @torch.no_grad()
 def predict_movie(self:TCN,
@@ -155,16 +168,15 @@ def predict_movie(self:TCN,
     batch_size=128, # not used: a segment at a time
 )->torch.Tensor: # rates, (frames, n_units) Hz, on the CPU
     "Rates at all frames, in their order"
-    device, rates = self.bias.device, torch.empty(len(frames), self.n_units)
-    drives = []
-    for _, batch in batches_of(self.dataset(frames), 1):
-        here = batch._replace(frames=batch.frames.to(device), targets=batch.targets.to(device))
-        drives.append(self.drive_batch(here, frames.scale))
+    drive = torch.cat(list(self._drive_of_segments(frames)))
     in_order_of_time = np.argsort(frames.index, kind="stable")
-    rates[in_order_of_time] = self.output(torch.cat(drives)).float().cpu()
+    rates = torch.empty(len(frames), self.n_units)
+    rates[in_order_of_time] = self.output(drive).float().cpu()
     return rates
 
-# %% ../nbs/19_tcn.ipynb #b516c852
+# %% ../nbs/19_tcn.ipynb #970c0e99
+def _inverse_softplus(rate): return rate + (-torch.expm1(-rate)).log()
+
 @patch
 @torch.no_grad()
 def initialise(self:TCN,
@@ -172,16 +184,16 @@ def initialise(self:TCN,
     valid=None, # of the validation frames; not used
 ):
     "Set out from the movie's mean and standard deviation, and from each cell's mean rate"
+    frames = train.frames
     some = np.linspace(0, len(train) - 1, min(8, len(train))).astype(int)
     batch, _ = train.__getitems__(some.tolist())
-    pixels, rates = train.frames.scale(batch.frames), train.frames.rates
-    index = torch.from_numpy(train.frames.index).to(rates.device)
-    mean_rate = rates[index].mean(0).clamp_min(.1)
+    pixels = frames.scale(batch.frames)
     self.mean.copy_(pixels.mean())
     self.sd.copy_(pixels.std().clamp_min(1e-3))
-    self.bias.copy_(mean_rate + (-torch.expm1(-mean_rate)).log())   # softplus of it is the rate
+    index = torch.from_numpy(frames.index).to(frames.rates.device)
+    self.bias.copy_(_inverse_softplus(frames.rates[index].mean(0).clamp_min(.1)))
 
-# %% ../nbs/19_tcn.ipynb #d7404ace
+# %% ../nbs/19_tcn.ipynb #c1243794
 @patch
 def make_optimizer(self:TCN,
     lr, # learning rate
