@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TCN']
 
-# %% ../nbs/19_tcn.ipynb #0e11ab9d
+# %% ../nbs/19_tcn.ipynb #a735af91
 import math
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import nn
 from .adaptive import Segments
 from .bncnn import RateModel, Softplus, batches_of, in_range, optional, positive_int
 
-# %% ../nbs/19_tcn.ipynb #06ea6cee
+# %% ../nbs/19_tcn.ipynb #9c7486fd
 def _uniform(*shape, fan_in):
     "A parameter as PyTorch starts its convolutions"
     bound = 1/math.sqrt(fan_in)
@@ -28,13 +28,13 @@ class TCN(RateModel):
     default_lr = 3e-3
     ema_decay = .99
     min_batch = 1
-    shared = ("space", "time", "time_bias")
+    shared = ("space", "course", "time", "time_bias")
     segment_length = 600 # frames of which a training computes the rates at a time
     defaults = dict(
         img_shape=(40, 50, 50),
         n_units=9,
         channels=None, # None for 48 where there is one place, and 16 where there are more
-        layers=5, # convolutions in time, each with twice the dilation of the one before
+        layers=4, # convolutions in time after the first, each with twice the dilation of the one before
         width=5, # of a convolution in time, frames
         kernel=7, # side of the convolution in space, pixels
         stride=4, # from one place to the next, pixels
@@ -54,7 +54,7 @@ class TCN(RateModel):
     ):
         super().__init__(**given)
         h = self.hyperparams
-        self.dilations = [2**i for i in range(h["layers"])]
+        self.dilations = [2**i for i in range(h["layers"] + 1)]
         self.context = (h["width"] - 1)*sum(self.dilations) # frames before the newest one
         self._add_space()
         self._add_time()
@@ -64,7 +64,7 @@ class TCN(RateModel):
     @property
     def stateful(self): return self.context >= self.img_shape[0]
 
-# %% ../nbs/19_tcn.ipynb #89683239
+# %% ../nbs/19_tcn.ipynb #337f063b
 @patch
 def _add_space(self:TCN):
     "The grid of places, a kernel for each channel, and the pixels' mean and standard deviation"
@@ -80,30 +80,34 @@ def _add_space(self:TCN):
 def in_space(self:TCN,
     x, # frames, (batch, time, height, width), scaled
 ): # (batch, channels, time, places)
-    "The first layer's maps"
+    "What each kernel sees at each place"
     frames = ((x - self.mean)/self.sd).flatten(0, 1)[:, None]           # (batch*time, 1, height, width)
     maps = F.conv2d(frames, self.space, stride=self.hyperparams["stride"])
     return maps.flatten(2).unflatten(0, x.shape[:2]).transpose(1, 2)
 
-# %% ../nbs/19_tcn.ipynb #bea65788
+# %% ../nbs/19_tcn.ipynb #2e7d52b3
 @patch
 def _add_time(self:TCN):
-    "The layers in time"
+    "A time course for each kernel, and the layers after it"
     channels, layers, width = len(self.space), self.hyperparams["layers"], self.hyperparams["width"]
+    self.course = _uniform(channels, width, fan_in=width)
     self.time = _uniform(layers, channels, channels, width, fan_in=channels*width)
-    self.time_bias = _uniform(layers, channels, fan_in=channels*width)
+    self.time_bias = _uniform(layers + 1, channels, fan_in=channels*width)
 
 @patch
 def in_time(self:TCN,
     maps, # (batch, channels, time, places)
 ): # yields (batch, channels, time - what the layers so far look back, places)
     "The output of each layer in time"
-    z = maps.contiguous(memory_format=torch.channels_last)
-    for weight, bias, dilation in zip(self.time, self.time_bias, self.dilations):
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    course, (first_bias, *biases) = self.course[:, None, :, None], self.time_bias
+    z = F.conv2d(maps, course, first_bias, groups=len(course)).relu()
+    yield z
+    for weight, bias, dilation in zip(self.time, biases, self.dilations[1:]):
         z = F.conv2d(z, weight[..., None], bias, dilation=(dilation, 1)).relu()
         yield z
 
-# %% ../nbs/19_tcn.ipynb #8c355ca4
+# %% ../nbs/19_tcn.ipynb #4643c495
 @patch
 def _add_readout(self:TCN):
     "For each cell a weight a place, a weight a channel, and a bias"
@@ -124,7 +128,7 @@ def convolve(self:TCN,
         features = features + seen[:, -length:]
     return (features*self.where).sum(2) + self.bias
 
-# %% ../nbs/19_tcn.ipynb #bd309171
+# %% ../nbs/19_tcn.ipynb #a340234e
 @patch
 def drive(self:TCN,
     x, # windows, (batch, history, height, width), scaled
@@ -135,7 +139,7 @@ def drive(self:TCN,
     still = window[:, :1].expand(-1, n_missing, -1, -1)
     return self.convolve(torch.cat([still, window], 1))[:, 0]
 
-# %% ../nbs/19_tcn.ipynb #164e8b6a
+# %% ../nbs/19_tcn.ipynb #289163bc
 @patch
 def dataset(self:TCN, frames):
     n_before = self.context - (frames.history - 1)  # Segments adds the history
@@ -145,14 +149,16 @@ def dataset(self:TCN, frames):
 def items_in_batch(self:TCN, batch_size): return math.ceil(batch_size/8)
 
 @patch
+def _with_context(self:TCN, batch): return batch.frames[:, -self.context - self.segment_length:]
+
+@patch
 def drive_batch(self:TCN, batch, scale):
     "Drive of the wanted frames of a SegmentBatch in 8 bits"
-    frames = batch.frames[:, -self.context - self.segment_length:]
-    drive = self.convolve(scale(frames))
+    drive = self.convolve(scale(self._with_context(batch)))
     with_warmup = F.pad(drive, (0, 0, batch.warmup, 0)) # targets count it
     return with_warmup.flatten(0, 1)[batch.targets]
 
-# %% ../nbs/19_tcn.ipynb #7448a155
+# %% ../nbs/19_tcn.ipynb #43a6d271
 @patch
 def _drive_of_segments(self:TCN, frames):
     "The drive at the wanted frames of each segment, in the order of time"
@@ -174,8 +180,41 @@ def predict_movie(self:TCN,
     rates[in_order_of_time] = self.output(drive).float().cpu()
     return rates
 
-# %% ../nbs/19_tcn.ipynb #970c0e99
+# %% ../nbs/19_tcn.ipynb #1522a185
+@patch
+def features(self:TCN,
+    x, # frames, (batch, context + time, height, width), scaled
+): # (batch, time, places, features)
+    "The outputs of all layers together"
+    length = x.shape[1] - self.context
+    layers = [layer[:, :, -length:] for layer in self.in_time(self.in_space(x))]
+    return torch.cat(layers, 1).permute(0, 2, 3, 1)
+
+@patch
+def _squared_correlations(self:TCN,
+    train, # Segments
+    items, # numbers of segments
+): # at each place, of all features together, but for a factor of each cell, (places, n_units)
+    "How the features at each place covary with the rates, within segments"
+    covariance, variance = 0, 0
+    for item in items:
+        batch, rates = train.__getitems__([item])
+        frames = train.frames.scale(self._with_context(batch).to(self.bias.device))
+        x, y = self.features(frames)[0, batch.targets - batch.warmup], rates.to(frames.device)
+        x, y = x - x.mean(0), y - y.mean(0)
+        covariance = covariance + torch.einsum("tpf,tn->pfn", x, y)
+        variance = variance + x.square().sum(0)
+    return (covariance.square()/variance[..., None].clamp_min(1e-6)).sum(1)
+
+# %% ../nbs/19_tcn.ipynb #8c15aa72
 def _inverse_softplus(rate): return rate + (-torch.expm1(-rate)).log()
+
+@patch
+def _set_where(self:TCN, squared_correlations):
+    "Start with the places whose features covary with a cell's rate"
+    above = (squared_correlations - squared_correlations.median(0).values).clamp_min(0)
+    total = above.sum(0)
+    self.where.copy_(torch.where(total > 0, above/total.clamp_min(1e-9), self.where))
 
 @patch
 @torch.no_grad()
@@ -183,17 +222,17 @@ def initialise(self:TCN,
     train, # Segments of the training frames
     valid=None, # of the validation frames; not used
 ):
-    "Set out from the movie's mean and standard deviation, and from each cell's mean rate"
+    "Set out from the movie's mean and standard deviation, each cell's mean rate, and where it looks"
+    def spread(n): return np.unique(np.linspace(0, len(train) - 1, n).astype(int)).tolist()
     frames = train.frames
-    some = np.linspace(0, len(train) - 1, min(8, len(train))).astype(int)
-    batch, _ = train.__getitems__(some.tolist())
-    pixels = frames.scale(batch.frames)
+    pixels = frames.scale(train.__getitems__(spread(8))[0].frames)
     self.mean.copy_(pixels.mean())
     self.sd.copy_(pixels.std().clamp_min(1e-3))
     index = torch.from_numpy(frames.index).to(frames.rates.device)
     self.bias.copy_(_inverse_softplus(frames.rates[index].mean(0).clamp_min(.1)))
+    self._set_where(self._squared_correlations(train, spread(100)))
 
-# %% ../nbs/19_tcn.ipynb #c1243794
+# %% ../nbs/19_tcn.ipynb #fe49a575
 @patch
 def make_optimizer(self:TCN,
     lr, # learning rate

@@ -11,7 +11,7 @@ from retina_nb.results import results_table
 from retina_nb.tcn import TCN
 from retina_nb.training import load_run, load_runs, predict, train_run
 
-small = dict(channels=4, layers=3)
+small = dict(channels=4, layers=2)
 
 
 def record(path, shape, cells=2, frames=1500, hz=100, still=False):
@@ -37,7 +37,7 @@ def recording(tmp_path_factory): return record(tmp_path_factory.mktemp("tcn")/"n
 
 def test_stop_resume_predict(recording, tmp_path):
     "A run that was prolonged is the run that was not stopped; predictions come from the folder alone"
-    args = dict(data=str(recording), model="tcn", history=6, accelerator="cpu", set="channels=4 layers=3")
+    args = dict(data=str(recording), model="tcn", history=6, accelerator="cpu", set="channels=4 layers=2")
     retina_train(**args, epochs=4, out=str(tmp_path/"whole"))
     retina_train(**args, epochs=2, out=str(tmp_path/"stopped"))
     retina_train(**args, epochs=4, out=str(tmp_path/"stopped"), resume=True)
@@ -54,7 +54,7 @@ def test_stop_resume_predict(recording, tmp_path):
 
 def test_seeds_and_sweep(recording, tmp_path):
     args = dict(data=str(recording), model="tcn", history=6, epochs=1)
-    retina_train(**args, accelerator="cpu", set="channels=4 layers=3", seeds="0,1", out=str(tmp_path/"seeds"))
+    retina_train(**args, accelerator="cpu", set="channels=4 layers=2", seeds="0,1", out=str(tmp_path/"seeds"))
     table = results_table(load_runs(tmp_path/"seeds"))
     assert len(table) > 1 and table.model.str.startswith("TCN").all()
     retina_sweep(**args, space="channels=2,4 layers=1", search="grid", out=str(tmp_path/"sweep"))
@@ -102,7 +102,7 @@ def test_grid(shape, grid):
 
 
 @pytest.mark.parametrize("history", [1, 28, 29, 60])
-def test_contract(history): assert check_model(TCN(img_shape=(history, 9, 10), n_units=2, layers=3, channels=16)) < .5
+def test_contract(history): assert check_model(TCN(img_shape=(history, 9, 10), n_units=2, layers=2, channels=16)) < .5
 
 
 @pytest.mark.parametrize("kind, history", [
