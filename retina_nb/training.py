@@ -358,6 +358,7 @@ models = {
     "cnnbilstm": "retina_nb.cnnbilstm:CNNBiLSTM",
     "stacked": "retina_nb.stacked:LinearStackedBNCNN",
     "stackedconv": "retina_nb.stacked:StackedConvBNCNN",
+    "tcn": "retina_nb.tcn:TCN",
     "ln": "retina_nb.baselines:LN",
     "glm": "retina_nb.baselines:GLM"}
 
