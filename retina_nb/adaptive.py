@@ -88,7 +88,7 @@ class AdaptiveSubunits(RateModel):
         pool=None, # pixels along the side of a pooled pixel; None for about 50 pooled pixels across a frame
         window=None, # side of the window around a cell, pooled pixels; None for half the frame
         prior=1., # weight of the prior, against the data
-        core=32, # channels of the temporal core; None for none
+        core=48, # channels of the temporal core; None for none
         spike_history=None) # frames of recorded spikes that `predict_with_history` sees; None for none
     rules = dict(
         img_shape=rules["img_shape"],
@@ -951,7 +951,7 @@ def refine(self:AdaptiveSubunits,
     loss_before = training.valid_loss(training.net)
     self.core.requires_grad_(True)
     seconds = len(train)/train.hz
-    history = train_core(training, steps=min(500, round(.8*seconds) + 10), length=round(6*train.hz), progress=self.progress)
+    history = train_core(training, steps=min(800, round(1.2*seconds) + 10), length=round(6*train.hz), progress=self.progress)
     self.core.requires_grad_(False)
     better = training.valid_loss(training.net) < loss_before
     self._keep_where(better, before)

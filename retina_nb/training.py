@@ -918,15 +918,20 @@ def finish_training(
 ):
     "Take the best weights, learn what is learned once the rest stands, and write the results"
     state, rows = best_checkpoint(checkpoints, monitor, prefix)
+    refined = {}
+    if (type(model).refine, type(model).after_fit) != (RateModel.refine, RateModel.after_fit):
+        state, refined = _refined(model, state, frames, rec.train, progress and not Progress().lines)
+    finish_run(folder, state, rows[-1]["epoch"], refined)
+
+def _refined(model, state, frames, part, progress):
+    "What a model makes of its best weights in the end, and what is to be said of that"
+    started = time.perf_counter()
     best = rebuild(model)
     best.load_state_dict(state)
-    best.to(frames.train.rates.device)
-    best.progress = progress and not Progress().lines
-    started = time.perf_counter()
-    refined = best.refine(frames.train, frames.valid) or {}
-    best.after_fit(frames.train, rec.train)
-    refined["seconds"] = time.perf_counter() - started
-    finish_run(folder, best.cpu().state_dict(), rows[-1]["epoch"], refined)
+    best.progress = progress
+    said = best.to(frames.train.rates.device).refine(frames.train, frames.valid) or {}
+    best.cpu().after_fit(frames.train, part)
+    return best.state_dict(), said | {"seconds": time.perf_counter() - started}
 
 # %% ../nbs/05_training.ipynb #6fd135f4
 @torch.no_grad()

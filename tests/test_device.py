@@ -21,7 +21,7 @@ from retina_nb.training import (BatchSampler, ChooseLayout, FiringRates, Layout,
 
 
 class Rec:
-    rng = np.random.default_rng(0)
+    rng, hz = np.random.default_rng(0), 100
     train, n_cells = Part(rng.integers(0, 256, (400, 9, 10), dtype=np.uint8), rng.gamma(.2, 20, (400, 2)).astype(np.float32)), 2
 
 
