@@ -73,7 +73,7 @@ class Saturating(nn.Module):
 # %% ../nbs/11_adaptive.ipynb #0ea14840
 class AdaptiveSubunits(RateModel):
     "ON and OFF subunits, near ones that excite and far ones that inhibit, under a gain control that remembers seconds"
-    default_history = .4
+    default_history = .6
     default_lr = .03
     ema_decay = .97
     min_batch = 1

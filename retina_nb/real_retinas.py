@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['in_band', 'cc_norm_by_band']
 
-# %% ../nbs/17_real_retinas.ipynb #35ee746d
+# %% ../nbs/17_real_retinas.ipynb #893959ca
 import numpy as np
 import pandas as pd
 
 from .results import cc_norm
 
 
-# %% ../nbs/17_real_retinas.ipynb #ac7a5548
+# %% ../nbs/17_real_retinas.ipynb #d1e0a4ea
 def in_band(
     x, # (..., time, n)
     low, # Hz
