@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['in_band', 'cc_norm_by_band']
 
-# %% ../nbs/17_real_retinas.ipynb #893959ca
+# %% ../nbs/17_real_retinas.ipynb #faf1afd6
 import numpy as np
 import pandas as pd
 
 from .results import cc_norm
 
 
-# %% ../nbs/17_real_retinas.ipynb #d1e0a4ea
+# %% ../nbs/17_real_retinas.ipynb #2d5af789
 def in_band(
     x, # (..., time, n)
     low, # Hz
