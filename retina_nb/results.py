@@ -669,7 +669,7 @@ def _predict_with_history(
     index=None, # frames to predict; all if None
 ) -> np.ndarray: # (frames, cells), NaN where history is missing
     "Rates in a part, knowing the recorded spikes before each frame"
-    frames = Frames(on_stimulus_clock(part, run.stimulus_clock), index, run.model.img_shape[0], run.scale)
+    frames = Frames(on_stimulus_clock(part, getattr(run, "stimulus_clock", None)), index, run.model.img_shape[0], run.scale)
     rates = np.full(part.rates.shape, np.nan, np.float32)
     rates[frames.index] = run.model.predict_with_history(frames, counts)
     return rates

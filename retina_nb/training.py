@@ -978,7 +978,7 @@ def predict(
         raise InputError(f"stimulus: expected (time, {height}, {width}) uint8 as the model {run.name} takes, "
                          f"found {stimulus.shape} {stimulus.dtype}")
     rates = np.full((len(stimulus), model.n_units), np.nan, np.float32)
-    movie = on_stimulus_clock(Part(stimulus, rates, blocks=blocks), run.stimulus_clock)
+    movie = on_stimulus_clock(Part(stimulus, rates, blocks=blocks), getattr(run, "stimulus_clock", None))
     usable = full_history(movie, history)
     wanted = usable if index is None else np.intersect1d(usable, index)
     if not len(wanted): return rates
