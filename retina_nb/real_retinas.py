@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['in_band', 'cc_norm_by_band']
 
-# %% ../nbs/17_real_retinas.ipynb #faf1afd6
+# %% ../nbs/17_real_retinas.ipynb #e4e73c72
 import numpy as np
 import pandas as pd
 
 from .results import cc_norm
 
 
-# %% ../nbs/17_real_retinas.ipynb #2d5af789
+# %% ../nbs/17_real_retinas.ipynb #dbffe692
 def in_band(
     x, # (..., time, n)
     low, # Hz
