@@ -122,7 +122,8 @@ class AdaptiveSubunits(RateModel):
     def suggest(cls, given, hz, full_field=False):
         "A single pooled pixel and few subunits for a full-field stimulus; more subunits where frames are few"
         if full_field: return dict(pool=max(given["img_shape"][1:]), subunits=3)
-        return dict(subunits=min(36, round(12*100/hz))) if hz < 100 else {}  # as many as cost the same a second of movie
+        equal_cost = min(36, round(12*100/hz))  # as many as cost the same a second of movie
+        return dict(subunits=equal_cost) if hz < 100 else {}
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         "Weights from before there was a core leave it as it is, changing nothing"
@@ -696,7 +697,8 @@ def _choose_guess(self:AdaptiveSubunits,
 ):
     "Each cell keeps the guess with the lowest loss"
     of_all_cells = ("basis", "grey", "exposure", "spike_basis", "core.")
-    state = {name: value for name, value in self.state_dict().items() if not name.startswith(of_all_cells)} # a row a cell
+    every = self.state_dict()
+    state = {name: value for name, value in every.items() if not name.startswith(of_all_cells)} # a row a cell
     best = {name: value.clone() for name, value in state.items()}
     least = torch.full_like(self.bias, math.inf)
     for guess in guesses:
@@ -951,7 +953,8 @@ def refine(self:AdaptiveSubunits,
     loss_before = training.valid_loss(training.net)
     self.core.requires_grad_(True)
     seconds = len(train)/train.hz
-    history = train_core(training, steps=min(800, round(1.2*seconds) + 10), length=round(6*train.hz), progress=self.progress)
+    steps = min(800, round(1.2*seconds) + 10)
+    history = train_core(training, steps=steps, length=round(6*train.hz), progress=self.progress)
     self.core.requires_grad_(False)
     better = training.valid_loss(training.net) < loss_before
     self._keep_where(better, before)

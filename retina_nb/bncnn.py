@@ -7,9 +7,9 @@ __all__ = ['hyperparams', 'paper_hyperparams', 'rules', 'GaussianNoise', 'Expone
            'output_nonlinearity', 'KnowsItsLog', 'log_rate', 'PixelBatchNorm', 'batch_norm', 'ReadPlaces', 'int_list',
            'positive_int', 'boolean', 'in_range', 'optional', 'one_of', 'elementwise', 'cell_centers',
            'validate_hyperparams', 'map_shape', 'kernels_fit', 'cut_kernels', 'RateModel', 'trained_parameters',
-           'batches_of', 'FrameItems', 'BNCNN', 'check_parts', 'check_range', 'check_rates', 'check_gradients',
-           'check_rebuild', 'noise_frames', 'check_feeding', 'check_prediction', 'check_learning', 'deviance',
-           'check_fit', 'correlation', 'check_model']
+           'moving_average', 'batches_of', 'FrameItems', 'BNCNN', 'check_parts', 'check_range', 'check_rates',
+           'check_gradients', 'check_rebuild', 'noise_frames', 'check_feeding', 'check_prediction', 'check_learning',
+           'deviance', 'check_fit', 'correlation', 'check_model']
 
 # %% ../nbs/02_bncnn.ipynb #87319dcb
 import copy, json, math, operator
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from .data import Frames, InputError, Part, old_names
@@ -411,6 +412,15 @@ def trained_parameters(
 )->list:
     "All parameters that training changes"
     return [p for p in model.parameters() if p.requires_grad]
+
+def moving_average(
+    decay, # share of the average that stays at each step
+): # what torch's `AveragedModel` and Lightning's `WeightAveraging` take as `multi_avg_fn`
+    "A moving average of the weights, of fewer steps at first"
+    def update(averages, weights, n):
+        share = min(decay, (1 + n.item())/(10 + n.item()))
+        get_ema_multi_avg_fn(share)(averages, weights, n)
+    return update
 
 def batches_of(
     dataset, # with `__getitems__`

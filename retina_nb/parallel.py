@@ -20,9 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 from .data import InputError
 from .training import (FiringRates, MoveDataToDevice, TrainValid, as_started, check_settings, finish_training,
-                                fit_settings, history_frames, keep_freed_memory, load_class, log_row, make_loaders, model_for, poisson_loss,
+                                fit_settings, history_frames, keep_freed_memory, load_class, log_row, make_loaders,
+                                model_for, poisson_loss,
                                 quiet_lightning, rate_module, run_config, run_of, run_trainer, start_folder,
-                                start_trainer, train_valid_frames)
+                                start_trainer, stimulus_clock, train_valid_frames)
 
 # %% ../nbs/14_parallel.ipynb #28e67a45
 class AllReduceSum(torch.autograd.Function):
@@ -213,8 +214,9 @@ def fit_sessions(
     for model, rec in zip(models, recs, strict=True): check_settings(model, rec, settings)
     share_core(models, recs)
     trainer, trainer_log = start_trainer(out, models[0], settings, progress, precision, **trainer_kwargs)
-    frames = [train_valid_frames(model, rec, settings) for model, rec in zip(models, recs)]
-    if trainer.is_global_zero: _start_folders(folders, models, recs, frames, settings, trainer_log, resume)
+    settings_of = [settings | {"stimulus_clock": stimulus_clock(rec, settings["clock"])} for rec in recs]
+    frames = [train_valid_frames(*given) for given in zip(models, recs, settings_of)]
+    if trainer.is_global_zero: _start_folders(folders, models, recs, frames, settings_of, trainer_log, resume)
     loaders = [make_loaders(model, part, settings, workers, trainer) for model, part in zip(models, frames)]
     trainer.callbacks += [MoveDataToDevice(*pair) for pair in loaders]
     kind = rate_module(trainer)
@@ -234,10 +236,10 @@ def _settings_apart(model, options):
     settings = fit_settings(model, **{name: options[name] for name in names})
     return settings, {name: options[name] for name in options if name not in names}
 
-def _start_folders(folders, models, recs, frames, settings, trainer_log, resume):
+def _start_folders(folders, models, recs, frames, settings_of, trainer_log, resume):
     "Write what each run is started with, or check that the runs there are the same"
     together = [folder.name for folder in folders]
-    for folder, model, rec, part in zip(folders, models, recs, frames):
+    for folder, model, rec, part, settings in zip(folders, models, recs, frames, settings_of):
         config = run_config(model, rec, part.train.scale, settings, together=together, trainer=trainer_log)
         start_folder(folder, config, resume)
 

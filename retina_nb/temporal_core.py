@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .baselines import cosine_basis
-from .bncnn import log_rate
+from .bncnn import log_rate, moving_average
 
 
 # %% ../nbs/08_temporal_core.ipynb #43775623
@@ -167,12 +167,6 @@ def _warm_cosine(step, steps):
     "Share of the learning rate: up for 20 steps, down along a cosine"
     return min(1, (step + 1)/20)*(1 + math.cos(math.pi*step/steps))/2
 
-def _average(decay):
-    "Moving average of the weights, of fewer steps at first"
-    def update(averages, weights, n):
-        get_ema_multi_avg_fn(min(decay, (1 + n.item())/(10 + n.item())))(averages, weights, n)
-    return update
-
 class _Best:
     "The weights that validate best so far"
     def __init__(self, loss): self.state, self.history, self.since = None, [(0, loss)], 0
@@ -196,7 +190,7 @@ def train_core(
     "Train core and output, and keep the weights that validate best"
     optimizer = torch.optim.AdamW(training.net.parameters(), lr, betas=(.9, .98), weight_decay=.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
-    averaged = AveragedModel(training.net, multi_avg_fn=_average(.99))
+    averaged = AveragedModel(training.net, multi_avg_fn=moving_average(.99))
     generator = torch.Generator().manual_seed(0)
     best = _Best(training.valid_loss(training.net).mean().item())
     for step in tqdm(range(1, steps + 1), "temporal core", leave=False, disable=not progress):

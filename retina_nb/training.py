@@ -34,11 +34,10 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
 from torchmetrics import MeanMetric, PearsonCorrCoef
 
-from .bncnn import RateModel, correlation, log_rate, trained_parameters
+from .bncnn import RateModel, correlation, log_rate, moving_average, trained_parameters
 from .data import (Frames, InputError, LazyMovie, Part, Recording, Scaling, atomic_write,
                             full_history, old_names, split_frames)
 from .stimulus_clock import StimulusClock, find_clock, full_field_levels, on_clock
@@ -636,7 +635,7 @@ def train_valid_frames(
 ) -> TrainValid: # of Frames
     "Training and validation frames, the latter in the order in which they are scored"
     history, seed = model.img_shape[0], settings["seed"]
-    part = on_stimulus_clock(rec.train, stimulus_clock(rec, settings["clock"]))
+    part = on_stimulus_clock(rec.train, settings.get("stimulus_clock"))
     train_index, valid_index, *_ = split_frames(part, settings["split"], settings["fractions"], history, seed)
     if model.default_epochs:
         shuffled_once = list(epoch_sampler(model, len(valid_index), part.stimulus, seed))
@@ -683,7 +682,7 @@ def run_config(
                        history=model.img_shape[0], scaling=vars(scaling))
     about_data = dict(data=str(rec.path.resolve()), checksum=checksum(rec.path), session=rec.session,
                       cells=list(rec.cells), response=rec.response, hz=rec.hz, blocks=rec.blocks.tolist(),
-                      in_memory=rec.in_memory, stimulus_clock=stimulus_clock(rec, settings["clock"]))
+                      in_memory=rec.in_memory)
     versions = {package: version(package) for package in ("torch", "lightning", "numpy")}
     versions = {"python": platform.python_version(), **versions}
     return {**about_model, **about_data, **settings, **more, "versions": versions}
@@ -746,12 +745,9 @@ class Progress(TQDMProgressBar):
         def scores(part): return f"loss {row[f'{part}_loss']:.3f}, correlation {row[f'{part}_corr']:.3f}"
         print(f"epoch {row['epoch']}: {scores('train')}; validation {scores('valid')}; {row['seconds']:.0f} s", flush=True)
 
-def _moving_average(decay):
-    "Keeps a moving average of the weights, of fewer steps at first, and validates and saves that"
-    def update(averages, weights, n):
-        share = min(decay, (1 + n.item())/(10 + n.item()))
-        get_ema_multi_avg_fn(share)(averages, weights, n)
-    return WeightAveraging(use_buffers=False, multi_avg_fn=update)
+def _weight_averaging(decay):
+    "Keeps a moving average of the weights, and validates and saves that"
+    return WeightAveraging(use_buffers=False, multi_avg_fn=moving_average(decay))
 
 # %% ../nbs/05_training.ipynb #e4480dce
 def make_trainer(
@@ -769,7 +765,7 @@ def make_trainer(
     ours.append(ModelCheckpoint(filename="best", **best, **files))
     ours.append(ModelCheckpoint(filename="last", **files))
     ours += callbacks
-    if model.ema_decay: ours.append(_moving_average(model.ema_decay))
+    if model.ema_decay: ours.append(_weight_averaging(model.ema_decay))
     if settings["patience"]:
         ours.append(EarlyStopping(**best, patience=settings["patience"], check_finite=False,
                                   check_on_train_epoch_end=True))
@@ -816,7 +812,7 @@ def fit(
     fractions=(.9, .1), # of the training movie, for training and validation; the test movie is never touched
     scale="unit", # unit, zscore or raw
     epochs=None, # at most; the model's own if None: 100, and 0 for baselines
-    batch_size=32, # frames, all processes together; AdaptiveSubunits takes a quarter as many segments of 300 frames
+    batch_size=32, # frames, all processes together; AdaptiveSubunits takes a quarter as many segments of 3 s
     lr=None, # learning rate; the model's own if None
     patience=10, # epochs without a better validation loss before stopping; 0 never stops early
     monitor="valid_loss", # what says which epoch is the best: valid_loss, or valid_corr as in the reference project
@@ -836,6 +832,7 @@ def fit(
                             lr=lr, epochs=epochs, patience=patience, monitor=monitor, clock=clock)
     if resume: settings = as_started(out, settings)
     check_settings(model, rec, settings)
+    settings["stimulus_clock"] = stimulus_clock(rec, clock)
     trainer, trainer_log = start_trainer(out, model, settings, progress, precision, **trainer_kwargs)
     frames = train_valid_frames(model, rec, settings)
     scaling = frames.train.scale
@@ -1026,6 +1023,7 @@ def _why_suggested(kind, suggested, rec):
     differs = ", ".join(f"{name}={value} in place of {kind.defaults[name]}" for name, value in suggested.items())
     return f"{kind.__name__}: {differs}, to suit frames of {height} × {width} pixels at {rec.hz:g} Hz"
 
+# %% ../nbs/05_training.ipynb #fa64be46
 def history_frames(
     kind, # a class of models
     hz, # frames a second

@@ -32,6 +32,24 @@ def write_session(path, simulated, cells):
     return write_recording(path, movies["train"], spikes[:cells], test_stimulus=movies["test"], test_spikes=[r[:cells] for r in repeats])
 
 
+def record_noise(path, shape, cells=2, frames=1500, hz=100, silent=False, still=False):
+    "Noise, and cells that follow a pixel of it"
+    rng = np.random.default_rng(0)
+
+    def movie(n):
+        if still: return np.full((n, *shape), 90, np.uint8)
+        return rng.integers(0, 256, (n, *shape), dtype=np.uint8)
+
+    def spikes(m):
+        rate = np.maximum(0, 128. - m.reshape(len(m), -1)[:, :cells])/4
+        if silent: rate[:, 0] = 0
+        return [np.repeat(np.arange(len(k)), k)/hz for k in rng.poisson(np.roll(rate, 2, 0)/100).T]
+
+    shown, test = movie(frames), movie(400)
+    return write_recording(path, shown, spikes(shown), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)],
+                           hz=hz, blocks=[0, frames//2])
+
+
 def one_sample_more(f):
     "Test responses and repeats that are one sample longer than the movie"
     for group in (f["test/response"], f["test/repeats"]):

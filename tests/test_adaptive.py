@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
+from conftest import record_noise
 from retina_nb.adaptive import AdaptiveSubunits
 from retina_nb.commands import retina_predict, retina_train
 from retina_nb.data import Frames, Recording, write_recording
@@ -11,26 +12,8 @@ from retina_nb.results import results_table
 from retina_nb.training import load_run, predict, train_run
 
 
-def record(path, shape, cells=2, frames=1500, hz=100, silent=False, still=False):
-    "Noise, and cells that follow a pixel of it"
-    rng = np.random.default_rng(0)
-
-    def movie(n):
-        if still: return np.full((n, *shape), 90, np.uint8)
-        return rng.integers(0, 256, (n, *shape), dtype=np.uint8)
-
-    def spikes(m):
-        rate = np.maximum(0, 128. - m.reshape(len(m), -1)[:, :cells])/4
-        if silent: rate[:, 0] = 0
-        return [np.repeat(np.arange(len(k)), k)/hz for k in rng.poisson(np.roll(rate, 2, 0)/100).T]
-
-    shown, test = movie(frames), movie(400)
-    return write_recording(path, shown, spikes(shown), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)],
-                           hz=hz, blocks=[0, frames//2])
-
-
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory): return record(tmp_path_factory.mktemp("adaptive")/"noise.h5", (12, 12))
+def recording(tmp_path_factory): return record_noise(tmp_path_factory.mktemp("adaptive")/"noise.h5", (12, 12))
 
 
 def test_stop_resume_predict(recording, tmp_path):
@@ -79,7 +62,7 @@ def test_pieces_and_blocks(recording, tmp_path):
     (dict(shape=(10, 10), hz=1000), 40),
     (dict(shape=(10, 10), hz=30), 12)])
 def test_unusual_recordings(tmp_path, kind, history):
-    rec = Recording(record(tmp_path/"r.h5", **kind))
+    rec = Recording(record_noise(tmp_path/"r.h5", **kind))
     run = train_run(rec, "adaptive", tmp_path/"run", history=history, epochs=2, progress=False)
     rates = predict(run, rec.test.stimulus)
     assert np.isfinite(rates[history - 1:]).all() and (rates[history - 1:] >= 0).all()

@@ -11,7 +11,7 @@ from retina_nb.data import InputError, Recording
 from retina_nb.results import seeds_table
 from retina_nb.commands import retina_predict, retina_results, retina_train
 from retina_nb.training import load_run, load_runs, predict
-from test_adaptive import record
+from conftest import record_noise
 from test_training import shell
 
 
@@ -19,7 +19,7 @@ from test_training import shell
 def two(tmp_path_factory):
     "Frames of two sizes, other numbers of cells, other lengths"
     folder = tmp_path_factory.mktemp("two")
-    return record(folder/"A.h5", (12, 12)), record(folder/"B.h5", (8, 10), cells=3, frames=2600)
+    return record_noise(folder/"A.h5", (12, 12)), record_noise(folder/"B.h5", (8, 10), cells=3, frames=2600)
 
 
 ARGS = dict(model="adaptive", history=6, accelerator="cpu")
@@ -79,14 +79,14 @@ def test_mistakes(two, tmp_path, args, words):
 
 
 def test_other_frame_rates(two, tmp_path):
-    record(tmp_path/"C.h5", (6, 6), hz=50)
+    record_noise(tmp_path/"C.h5", (6, 6), hz=50)
     with pytest.raises(InputError, match="one number of frames per second to share a core, found 50.0, 100.0"):
         retina_train(data=f"{two[0]},{tmp_path/'C.h5'}", out=str(tmp_path/"run"), **ARGS)
 
 
 def test_folder_of_runs(two, joint, tmp_path):
     with pytest.raises(InputError, match="found a folder of runs; give one of them: A, B"): load_run(joint)
-    other = record(tmp_path/"other.h5", (12, 12), frames=1400)
+    other = record_noise(tmp_path/"other.h5", (12, 12), frames=1400)
     with pytest.raises(InputError, match="expected one run, or several that differ only in their seed"): retina_predict(run=str(joint), data=str(other), out=str(tmp_path/"r.npz"))
 
 

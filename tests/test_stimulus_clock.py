@@ -105,7 +105,7 @@ def test_the_files_clock_is_kept_where_it_is_asked_for(slipping, tmp_path):
     assert load_run(tmp_path/"ln").stimulus_clock is None
     with pytest.raises(InputError, match="clock: expected auto or file, found 'steady'"):
         train_run(rec, "ln", tmp_path/"other", history=20, progress=False, clock="steady")
-    with pytest.raises(InputError, match="found another stimulus_clock"):
+    with pytest.raises(InputError, match="found another clock"):
         train_run(rec, "ln", run.path, history=20, progress=False, resume=True)
 
 
