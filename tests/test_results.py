@@ -113,7 +113,7 @@ def test_nothing_is_predicted_twice(runs, tmp_path, monkeypatch):
     "Whatever is asked for, in whatever order, of runs or of evaluations"
     some = [load_run(run.path) for run in runs]
     table = results_table(some)
-    monkeypatch.setattr("retina_nb.results.predict", lambda *args: pytest.fail("predicted again"))
+    monkeypatch.setattr("retina_nb.evaluation.predict", lambda *args: pytest.fail("predicted again"))
     write_results(some, tmp_path/"out")
     write_results(evaluations(some), tmp_path/"out")
     assert results_table(some[::-1]).test_corr.tolist() == table.test_corr.tolist()
