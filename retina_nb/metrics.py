@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'pearson', 'batch_correlation', 'signal_power', 'cc_max', 'cc_norm', 'feve', 'nanmean', 'oracle',
-           'deviance_explained', 'bits_per_spike', 'block_length', 'bootstrap', 'percentile_interval', 'interval',
-           'paired']
+           'deviance_explained', 'bits_per_spike', 'pearson_or_0', 'cc_norm_or_0', 'block_length', 'bootstrap',
+           'percentile_interval', 'interval', 'paired']
 
 # %% ../nbs/06_metrics.ipynb #b40de2a8
 from typing import NamedTuple
@@ -25,24 +25,30 @@ def _check_shape(x, name, shape):
 
 def _check_same_shape(prediction, response):
     "Refuse a prediction of other frames or cells than the response"
-    if prediction.shape == response.shape: return
-    expected = "{} frames and {} cells".format(*response.shape)
+    if prediction.shape == response.shape[-2:]: return
+    expected = "{} frames and {} cells".format(*response.shape[-2:])
     found = "{} and {}".format(*prediction.shape)
     raise InputError(f"prediction: expected {expected} as in the response, found {found}")
 
 # %% ../nbs/06_metrics.ipynb #84e2db3e
+def _as_array(x, name):
+    "Numbers as a tensor, or as an array of numpy"
+    if isinstance(x, torch.Tensor): return x
+    x = np.asarray(x)
+    if x.dtype.kind in "buif": return x
+    raise InputError(f"{name}: expected numbers, found {x.dtype}")
+
 def _as_float64(
     x, # numbers, numpy or torch, of any type, on any device
     name:str, # what they are, for the message
     shape:str, # what is expected: "frames, cells" or "repeats, frames, cells"
 ) -> tuple: # float64 array; rounding step of the type they came in
     "Numbers as float64, together with the precision they had"
+    x = _as_array(x, name)
     if isinstance(x, torch.Tensor):
         eps = torch.finfo(x.dtype).eps if x.is_floating_point() else 0
         x = x.detach().cpu().double().numpy()
     else:
-        x = np.asarray(x)
-        if x.dtype.kind not in "buif": raise InputError(f"{name}: expected numbers, found {x.dtype}")
         eps = np.finfo(x.dtype).eps if x.dtype.kind == "f" else 0
         x = x.astype(np.float64)
     _check_shape(x, name, shape)
@@ -69,24 +75,51 @@ def _centre(
 
 def _largest(x, known): return np.abs(x).max(-1, initial=0, where=known)
 
+# %% ../nbs/06_metrics.ipynb #47414d29
+def _used_repeats(
+    known:np.ndarray, # what was recorded of a cell, (repeats, frames) bool
+) -> np.ndarray: # (repeats,) bool, at least two of them where there are so many
+    "The repeats of a cell that together hold most responses in frames that all of them have"
+    n_known = known.sum(1)
+    order = np.argsort(-n_known, kind="stable")              # the most complete first
+    in_all = np.logical_and.accumulate(known[order], 0).sum(1)
+    n_responses = in_all*np.arange(1, len(known) + 1)
+    n_responses[:1] = -1 if len(known) > 1 else 0             # one repeat alone does not tell noise from signal
+    most = len(known) - np.argmax(n_responses[::-1])          # the larger number where two are as good
+    used = np.zeros(len(known), bool)
+    used[order[:most]] = True
+    return used
+
 # %% ../nbs/06_metrics.ipynb #70b97b28
+class _Rows(NamedTuple):
+    "The rows of each cell: its repeats, then the prediction"
+    centred: np.ndarray # (cells, rows, frames), NaN where any row of the cell is missing
+    mean: np.ndarray # (cells, rows)
+    used: np.ndarray # repeats, (cells, repeats) bool; those that are not used are rows of 0
+
 def _rows(
     responses, # (repeats, frames, cells), or (frames, cells) where `shape` says so
     yhat=None, # prediction, (frames, cells)
     shape:str="repeats, frames, cells", # shape of the responses
-) -> tuple: # centred rows, (cells, rows, frames), NaN where any row of the cell is missing; their means, (cells, rows)
-    "The rows of each cell: its repeats, then the prediction"
+) -> _Rows:
+    "Repeats and prediction as float64, centred"
     x, eps = _as_float64(responses, "response", shape)
     if x.ndim == 2: x = x[None]
-    eps = np.full(len(x), eps)
+    x, used = _without_unused(np.ascontiguousarray(x.transpose(2, 0, 1)))
+    eps = np.full(x.shape[1], eps)
     if yhat is not None:
         prediction, its_eps = _as_float64(yhat, "prediction", "frames, cells")
-        _check_same_shape(prediction, x[0])
-        x = np.concatenate([x, prediction[None]])
+        x = np.concatenate([x, prediction.T[:, None]], 1)
         eps = np.append(eps, its_eps)
-    x = np.ascontiguousarray(x.transpose(2, 0, 1))
     missing = np.isnan(x).any(1, keepdims=True)
-    return _centre(np.where(missing, np.nan, x), eps)
+    return _Rows(*_centre(np.where(missing, np.nan, x), eps), used)
+
+def _without_unused(x):
+    "Repeats that are not used become 0, (cells, repeats, frames); which are used, (cells, repeats)"
+    used = np.ones(x.shape[:2], bool)
+    known = ~np.isnan(x)
+    for cell in np.flatnonzero(~known.all((1, 2))): used[cell] = _used_repeats(known[cell])
+    return (x if used.all() else np.where(used[..., None], x, 0)), used
 
 # %% ../nbs/06_metrics.ipynb #f603af6f
 _SUM, _PREDICTION, _REPEATS = 0, 1, slice(2, None)    # rows of the arrays below
@@ -133,8 +166,13 @@ class _Moments(NamedTuple):
     mean: np.ndarray # of each row, (resamples, cells, rows)
     var: np.ndarray # of each row
     cov: np.ndarray # of each row with the sum of the repeats
+    used: np.ndarray = None # repeats, (cells, repeats) bool; the rows of the others are 0
     @property
-    def n_repeats(self): return self.var[..., _REPEATS].shape[-1]
+    def n_repeats(self): return self.used.sum(-1) # (cells,)
+
+    def over_repeats(self, values):
+        "Mean over the repeats that are used, (resamples, cells)"
+        return np.mean(values, -1, where=self.used)
 
 def _combine(
     sums:_BlockSums, # of blocks
@@ -161,11 +199,11 @@ def _moments(
     weights=((1.,),), # how often each block is taken, (resamples, blocks)
 ) -> _Moments:
     "All that the metrics are computed from"
-    x, offset = _rows(responses, yhat, shape)
+    x, offset, used = _rows(responses, yhat, shape)
     x = _with_sum(x, yhat is not None)
     offset = _with_sum(offset[..., None], yhat is not None)[..., 0]
     m = _combine(_block_sums(x, starts), np.asarray(weights, float))
-    with np.errstate(invalid="ignore"): return m._replace(mean=m.mean + offset)
+    with np.errstate(invalid="ignore"): return m._replace(mean=m.mean + offset, used=used)
 
 # %% ../nbs/06_metrics.ipynb #a3d7f193
 def _safe_divide(a, b):
@@ -194,11 +232,47 @@ def pearson(
 
 _formulas = {pearson: _pearson}    # a metric -> what it makes of _Moments
 
-def _response_shape(metric): return "frames, cells" if metric is pearson else "repeats, frames, cells"
+def _of_responses(metric): return metric.__name__.startswith("pearson")    # not of repeats
+def _response_shape(metric): return "frames, cells" if _of_responses(metric) else "repeats, frames, cells"
 
 def _score(metric, responses, yhat=None):
     "A metric over all frames"
-    return _formulas[metric](_moments(responses, yhat, _response_shape(metric)))[0]
+    return _on_blocks(metric, responses, yhat)[0]
+
+# %% ../nbs/06_metrics.ipynb #69a7f068
+_AT_A_TIME = 2**24    # numbers in one array: 128 MB
+
+def _on_blocks(
+    metric, # one of `_formulas`
+    responses, # (repeats, frames, cells), or (frames, cells)
+    yhat=None, # prediction, (frames, cells)
+    starts=(0,), # first frame of each block
+    weights=((1.,),), # how often each block is taken, (resamples, blocks)
+) -> np.ndarray: # (resamples, cells)
+    "A metric on resampled blocks, a few cells at a time"
+    formula, shape = _formulas[metric], _response_shape(metric)
+    responses, yhat = _checked(responses, yhat, shape)
+    def compute(cells): return formula(_moments(responses[..., cells], _of_cells(yhat, cells), shape, starts, weights))
+    return np.concatenate([compute(cells) for cells in _few_cells(responses.shape, len(weights))], 1)
+
+def _of_cells(yhat, cells): return None if yhat is None else yhat[:, cells]
+
+def _checked(responses, yhat, shape):
+    "Arrays or tensors that fit each other"
+    responses = _as_array(responses, "response")
+    _check_shape(responses, "response", shape)
+    if yhat is None: return responses, None
+    yhat = _as_array(yhat, "prediction")
+    _check_shape(yhat, "prediction", "frames, cells")
+    _check_same_shape(yhat, responses)
+    return responses, yhat
+
+def _few_cells(shape, n_resamples):
+    "Slices of so many cells that the arrays stay small"
+    *repeats, n_frames, n_cells = shape
+    n_rows = sum(repeats) + 3
+    step = max(1, _AT_A_TIME//(n_rows*(n_frames + n_resamples)))
+    return [slice(start, start + step) for start in range(0, max(n_cells, 1), step)]
 
 # %% ../nbs/06_metrics.ipynb #f62c06a2
 def _equal_batches(pair, batch_size):
@@ -226,7 +300,7 @@ def _in_batches(
 # %% ../nbs/06_metrics.ipynb #3d26bd0e
 def batch_correlation(
     y, # response, (frames, cells)
-    yhat, # prediction, (frames, cells); frames where it is NaN are left out first
+    yhat, # prediction, (frames, cells); frames where a cell is NaN are left out of it first
     batch_size:int=32, # frames in a batch
 ) -> np.ndarray: # mean over batches, (cells,)
     "The reference project's correlation: within batches of frames, 0 where either side is constant"
@@ -234,17 +308,25 @@ def batch_correlation(
     yhat, yhat_eps = _as_float64(yhat, "prediction", "frames, cells")
     _check_same_shape(yhat, y)
     if batch_size < 1: raise InputError(f"batch_size: expected 1 or more, found {batch_size}")
-    known = ~(np.isnan(y) | np.isnan(yhat)).any(1)
-    pair = np.stack([y[known], yhat[known]]).transpose(2, 0, 1)    # (cells, 2, frames)
-    r = [_in_batches(part, n, np.array([y_eps, yhat_eps])) for part, n in _equal_batches(pair, batch_size)]
-    return np.concatenate(r, 1).mean(1) if r else np.full(len(pair), np.nan)
+    scores = np.full(y.shape[1], np.nan)
+    for known, cells in _same_frames(~(np.isnan(y) | np.isnan(yhat))):
+        pair = np.stack([y[known][:, cells], yhat[known][:, cells]]).transpose(2, 0, 1)    # (cells, 2, frames)
+        eps = np.array([y_eps, yhat_eps])
+        r = [_in_batches(part, n, eps) for part, n in _equal_batches(pair, batch_size)]
+        if r: scores[cells] = np.concatenate(r, 1).mean(1)
+    return scores
+
+def _same_frames(known):
+    "The cells that are known in the same frames together: frames, (frames,) bool, and cells, (cells,) bool"
+    patterns, which = np.unique(known, axis=1, return_inverse=True)
+    return [(frames, which.ravel() == i) for i, frames in enumerate(patterns.T)]
 
 # %% ../nbs/06_metrics.ipynb #15bad9c1
 def _repeats_needed(m):
-    "Number of repeats, two or more"
-    R = m.n_repeats
-    if R < 2: raise InputError(f"repeats: expected at least 2, to tell noise from signal, found {R}")
-    return R
+    "Number of repeats of each cell, (cells,); NaN for a cell that has fewer than two"
+    n_rows = m.used.shape[-1]
+    if n_rows < 2: raise InputError(f"repeats: expected at least 2, to tell noise from signal, found {n_rows}")
+    return np.where(m.n_repeats > 1, m.n_repeats, np.nan)
 
 def _signal_power(m):
     R = _repeats_needed(m)
@@ -294,16 +376,16 @@ _formulas |= {signal_power: _signal_power, cc_max: _cc_max, cc_norm: _cc_norm}
 # %% ../nbs/06_metrics.ipynb #4055520e
 def _mean_squared_error(m):
     "Between each single repeat and the prediction"
-    var = m.var[..., _REPEATS].mean(-1)
+    var = m.over_repeats(m.var[..., _REPEATS])
     bias = m.mean[..., _REPEATS] - m.mean[..., _PREDICTION, None]
-    return var + m.var[..., _PREDICTION] - 2*m.cov[..., _PREDICTION]/m.n_repeats + (bias**2).mean(-1)
+    return var + m.var[..., _PREDICTION] - 2*m.cov[..., _PREDICTION]/m.n_repeats + m.over_repeats(bias**2)
 
 # %% ../nbs/06_metrics.ipynb #1c28a35c
 def _feve(m):
     R, n = _repeats_needed(m), m.n
-    var = m.var[..., _REPEATS].mean(-1)
+    var = m.over_repeats(m.var[..., _REPEATS])
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        var_of_means = m.mean[..., _REPEATS].var(-1)              # repeats can differ in their mean rate
+        var_of_means = m.mean[..., _REPEATS].var(-1, where=m.used)    # repeats can differ in their mean rate
         total = (var + var_of_means)*R*n/(R*n - 1)
         noise = (var - m.var[..., _SUM]/R**2 + var_of_means)*R/(R - 1)
         unexplained = _mean_squared_error(m) - noise
@@ -358,7 +440,7 @@ def _poisson_log_likelihood(spikes, rate):
 
 def _scored_frames(counts, yhat):
     "Where both sides are known, of cells whose count varies, (frames, cells); mean counts, (cells,)"
-    centred, mean = _rows(counts, yhat, "frames, cells")
+    centred, mean, _ = _rows(counts, yhat, "frames, cells")
     centred = centred[:, 0].T                                          # the counts, (frames, cells)
     known = ~np.isnan(centred)
     varies = (centred != 0).any(0, where=known) & np.isfinite(mean).all(1)
@@ -379,6 +461,7 @@ def _log_likelihoods(
     "How likely the counts are; frames where one side is NaN are left out"
     y, _ = _as_float64(counts, "counts", "frames, cells")
     expected, _ = _as_float64(yhat, "prediction", "frames, cells")
+    _check_same_shape(expected, y)
     if (y < 0).any(): raise InputError(f"counts: expected 0 or more, found {np.nanmin(y):g}")
     used, mean = _scored_frames(counts, yhat)
     spikes = np.where(used, y, 0)
@@ -404,6 +487,32 @@ def bits_per_spike(
     ll = _log_likelihoods(counts, yhat)
     return _safe_divide(ll.model - ll.null, ll.n_spikes*np.log(2))
 
+# %% ../nbs/06_metrics.ipynb #73603d01
+def _is_idle(m): return (m.var[..., _PREDICTION] == 0) & (m.var[..., _SUM] > 0) # the response varies, the prediction does not
+
+def _pearson_or_0(m): return np.where(_is_idle(m), 0, _pearson(m))
+
+def _cc_norm_or_0(m):
+    has_signal = ~np.isnan(_positive_power(m))
+    return np.where(_is_idle(m) & has_signal, 0, _cc_norm(m))
+
+# %% ../nbs/06_metrics.ipynb #d107b450
+def pearson_or_0(
+    y, # response, (frames, cells), any unit
+    yhat, # prediction, (frames, cells)
+) -> np.ndarray: # correlation, (cells,); NaN only where the response does not vary
+    "`pearson`, and 0 where only the prediction is constant"
+    return _score(pearson_or_0, y, yhat)
+
+def cc_norm_or_0(
+    repeats, # responses, (repeats, frames, cells)
+    yhat, # prediction, (frames, cells)
+) -> np.ndarray: # (cells,); NaN only where the signal power is not positive
+    "`cc_norm`, and 0 where the prediction is constant"
+    return _score(cc_norm_or_0, repeats, yhat)
+
+_formulas |= {pearson_or_0: _pearson_or_0, cc_norm_or_0: _cc_norm_or_0}
+
 # %% ../nbs/06_metrics.ipynb #f216794a
 def block_length(hz): return int(np.ceil(hz)) # frames in a block of a second
 
@@ -415,14 +524,14 @@ def _block_starts(n_frames, block):
                      "an interval needs a longer recording")
 
 def _scored_response(metric, y):
-    "What a metric is computed from: for pearson the mean over repeats"
-    if metric is not pearson or np.ndim(y) != 3: return y
+    "What a metric is computed from: for pearson the mean over the repeats that there are"
+    if not _of_responses(metric) or np.ndim(y) != 3: return y
     repeats, _ = _as_float64(y, "response", "repeats, frames, cells")
-    return repeats.mean(0)
+    return nanmean(repeats, 0)
 
 # %% ../nbs/06_metrics.ipynb #83a8020d
 def bootstrap(
-    metric, # pearson, cc_norm, cc_max, signal_power, feve or oracle
+    metric, # pearson, cc_norm, cc_max, signal_power, feve, oracle, pearson_or_0 or cc_norm_or_0
     y, # repeats, (repeats, frames, cells); for pearson, (frames, cells) will do
     yhat=None, # prediction, (frames, cells), if the metric takes one
     block:int=100, # frames in a block, at least: a second or more
@@ -438,7 +547,7 @@ def bootstrap(
     starts = _block_starts(y.shape[-2], block)
     n = len(starts)
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), resamples)
-    return _formulas[metric](_moments(y, yhat, _response_shape(metric), starts, weights))
+    return _on_blocks(metric, y, yhat, starts, weights)
 
 # %% ../nbs/06_metrics.ipynb #e47925b8
 def percentile_interval(
@@ -451,7 +560,7 @@ def percentile_interval(
 
 # %% ../nbs/06_metrics.ipynb #b2c34416
 def interval(
-    metric, # pearson, cc_norm, cc_max, signal_power, feve or oracle
+    metric, # pearson, cc_norm, cc_max, signal_power, feve, oracle, pearson_or_0 or cc_norm_or_0
     y, # repeats, (repeats, frames, cells); for pearson, (frames, cells) will do
     yhat=None, # prediction, (frames, cells), if the metric takes one
     block:int=100, # frames in a block: a second or more
@@ -473,7 +582,7 @@ def _interval_frame(value, samples):
 
 # %% ../nbs/06_metrics.ipynb #50c6aae7
 def paired(
-    metric, # pearson, cc_norm or feve
+    metric, # pearson, cc_norm, feve, pearson_or_0 or cc_norm_or_0
     y, # repeats, (repeats, frames, cells); for pearson, (frames, cells) will do
     a, # prediction of one model, (frames, cells)
     b, # prediction of another model, (frames, cells)
