@@ -4,23 +4,26 @@
 
 # %% auto #0
 __all__ = ['columns', 'published', 'published_note', 'papers_note', 'cells_table', 'results_table', 'differences', 'seeds_table',
-           'beside_published', 'papers_cells', 'papers_pairs', 'beside_papers', 'format_table', 'leak_table']
+           'beside_published', 'papers_cells', 'papers_pairs', 'beside_papers', 'format_table', 'short_table', 'notes',
+           'csv_text', 'leak_table']
 
 # %% ../nbs/06_results.ipynb #86fd9df1
+import textwrap
 from importlib import resources
 
 import numpy as np
 import pandas as pd
 
 from .data import old_names
-from .evaluation import by_recording, evaluate, evaluations
-from .metrics import block_length, cc_norm, interval, nanmean, paired, pearson, percentile_interval
+from .evaluation import by_recording, common_cells, evaluate, evaluations, printable, read_history
+from .metrics import (block_length, cc_norm_or_0, interval, nanmean, paired, pearson_or_0,
+                               percentile_interval)
 from .training import config_without_seed
 
 # these were in this module before it had rooms
 from .evaluation import Evaluation, Predicted, Trials  # noqa: F401
-from .metrics import FLOOR, batch_correlation, bits_per_spike, bootstrap, cc_max  # noqa: F401
-from .metrics import deviance_explained, feve, oracle, signal_power  # noqa: F401
+from .metrics import FLOOR, batch_correlation, bits_per_spike, bootstrap, cc_max, cc_norm  # noqa: F401
+from .metrics import deviance_explained, feve, oracle, pearson, signal_power  # noqa: F401
 
 # %% ../nbs/06_results.ipynb #af0bc88c
 def cells_table(
@@ -48,11 +51,12 @@ columns = {
              "stratified or random (single frames: leaks)",
     "train_corr": "Pearson correlation of predicted and recorded rate over the training frames, mean over cells",
     "val_corr": "the same over the validation frames",
-    "test_corr": "the same over the repeated test movie, against the mean of its repeats",
+    "test_corr": "the same over the repeated test movie, against the mean of its repeats; "
+                 "a constant prediction of a cell counts as 0",
     "test_corr_lo": "lower end of its 95 % interval, from a bootstrap over blocks of one second",
     "test_corr_hi": "upper end",
     "cc_max": "correlation that a perfect model would have with the mean of so many repeats; "
-              "cells for which it is undefined are left out",
+              "cells for which it is undefined are left out, for all models alike",
     "cc_norm": "test correlation as a fraction of cc_max; 1 is as good as can be",
     "feve": "fraction of the explainable variance that is explained; 0 for the mean rate, 1 at best, "
             "negative if worse than the mean rate",
@@ -67,28 +71,32 @@ columns = {
 
 # %% ../nbs/06_results.ipynb #3ef8495a
 def results_table(
-    runs, # Runs
+    runs, # Runs, run folders, or a folder of them
     signal_only:bool=False, # means over the cells that have a signal, instead of all
 ) -> pd.DataFrame: # one row a run, the best on the test movie first; columns as in `columns`
     "One row a model: how well it predicts, how sure that is, how far from the best possible, what it cost"
-    return pd.DataFrame([_results_row(e, signal_only) for e in evaluations(runs)])
+    every = evaluations(runs)
+    groups = {group[0].recording_key: group for group in by_recording(every)}
+    return pd.DataFrame([_results_row(e, groups[e.recording_key], signal_only) for e in every])
 
-def _results_row(evaluation, signal_only):
-    "Means over cells, and what is known of the run"
+def _results_row(evaluation, group, signal_only):
+    "Means over the cells that count for all Evaluations of the group, and what is known of the run"
     cells = evaluation.cells
-    used = cells.signal.to_numpy() if signal_only else np.ones(len(cells), bool)
-    lo, hi = percentile_interval(nanmean(evaluation.test_samples[:, used]))
+    chosen = cells.signal.to_numpy() if signal_only else np.ones(len(cells), bool)
+
+    def used(column): return chosen & common_cells(group, column)
+    lo, hi = percentile_interval(nanmean(evaluation.test_samples[:, used("test_corr")]))
     row = _run_facts(evaluation) | dict(test_corr_lo=float(lo), test_corr_hi=float(hi))
-    row |= {c: float(nanmean(cells[c][used])) for c in columns if c not in row}
+    row |= {c: float(nanmean(cells[c][used(c)])) for c in columns if c not in row}
     return {c: row[c] for c in columns}
 
 # %% ../nbs/06_results.ipynb #fa63a977
 def _run_facts(evaluation):
     "What a row says beside scores"
-    run = evaluation.run
+    run, history = evaluation.run, read_history(evaluation.run)
     return dict(model=evaluation.label, history=run.config["history"], split=run.config["split"],
                 params=sum(p.numel() for p in run.model.parameters()),
-                epochs=len(run.history), seconds=run.history.seconds.sum())
+                epochs=len(history), seconds=history.seconds.sum())
 
 # %% ../nbs/06_results.ipynb #dee9dbfe
 def differences(
@@ -97,12 +105,12 @@ def differences(
     "Test correlation of each model less that of the best one on the same cells, with its paired 95 % interval"
     rows = []
     for best, *others in by_recording(evaluations(runs)):
-        _, recorded, best_rates = best.predictions["test"]
+        recorded, best_rates = best.predictions["test"].recorded, best.scored("test")
         block = block_length(best.run.recording.hz)
         if len(recorded) < 2*block: continue
         for other in others:
             if other.knows_spikes: continue
-            mean = paired(pearson, recorded, other.predictions["test"].rates, best_rates, block).loc["mean"]
+            mean = paired(pearson_or_0, recorded, other.scored("test"), best_rates, block).loc["mean"]
             rows.append((other.label, best.label, mean.value, mean.lo, mean.hi))
     return pd.DataFrame(rows, columns=["model", "against", "difference", "lo", "hi"])
 
@@ -121,10 +129,10 @@ def _seeds_row(members):
     scores = results_table(members)[["train_corr", "val_corr", "test_corr", "cc_norm", "feve", "bits_per_spike"]]
     spread = {c: f"{scores[c].mean():.3f} ± {scores[c].std():.3f}" for c in scores}
     test = members[0].run.recording.test
-    ensemble = np.mean([e.predictions["test"].rates for e in members], 0)
+    ensemble = np.mean([e.scored("test") for e in members], 0)
     repeated = len(test.repeat_rates) > 1
-    test_corr = nanmean(pearson(test.rates, ensemble))
-    norm = nanmean(cc_norm(test.repeat_rates, ensemble)) if repeated else np.nan
+    test_corr = nanmean(pearson_or_0(test.rates, ensemble))
+    norm = nanmean(cc_norm_or_0(test.repeat_rates, ensemble)) if repeated else np.nan
     return {"model": members[0].kind, "seeds": len(members), **spread,
             "test_corr of their mean": f"{test_corr:.3f}", "cc_norm of their mean": f"{norm:.3f}"}
 
@@ -240,6 +248,99 @@ def _format_column(column):
 def _format_score(value): return "–" if np.isnan(value) else f"{value:.3f}"
 def _format_interval(lo, hi): return f" [{lo:.3f}, {hi:.3f}]" if np.isfinite(lo) else ""
 
+# %% ../nbs/06_results.ipynb #339e418f
+_short = {"test_corr": "test correlation", "cc_max": "ceiling", "cc_norm": "CC_norm", "bits_per_spike": "bits/spike", "seconds": "seconds"}
+
+def short_table(
+    runs, # Runs, run folders, or a folder of them
+    width:int=80, # columns of the terminal
+) -> str: # one row a model; no line is longer than `width`, where that is 80 or more
+    "The results in few columns"
+    table = format_table(results_table(runs))
+    numbers = [_right_aligned([title, *table[column]]) for column, title in _short.items()]
+    left = width - sum(len(column[0]) + 2 for column in numbers)
+    labels = [textwrap.wrap(label, max(left, 12)) for label in ["model", *table.model]]
+    longest = max(len(line) for lines in labels for line in lines)
+    rows = [_row(lines, values, longest) for lines, *values in zip(labels, *numbers)]
+    rule = "-"*(longest + sum(len(column[0]) + 2 for column in numbers))
+    return "\n".join([rows[0], rule, *rows[1:]])
+
+def _right_aligned(texts): return [text.rjust(max(map(len, texts))) for text in texts]
+
+def _row(lines, values, width):
+    "A label, which may take several lines, and numbers beside the first of them"
+    first, *others = lines
+    return "\n".join(["  ".join([first.ljust(width), *values]), *others])
+
+# %% ../nbs/06_results.ipynb #fdf83491
+def _some_of(names, most=12):
+    "Names in a row; of very many the first"
+    more = f" and {len(names) - most} more (see cells.csv)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+def notes(
+    runs, # Runs
+) -> list: # of sentences
+    "What is to be known about the cells behind the means"
+    groups = by_recording(evaluations(runs))
+    sentences = []
+    for group in groups:
+        where = f"{printable(group[0].run.recording.session)}: " if len(groups) > 1 else ""
+        said = [_about_undefined(group), *map(_about_constants, group), _about_unsteady(group), _about_missing(group)]
+        sentences += [where + sentence for sentence in said if sentence]
+    return sentences
+
+# %% ../nbs/06_results.ipynb #3de87c78
+def _about_undefined(group):
+    "Of how many cells the means are"
+    n_cells = len(group[0].cells)
+    used = {column: common_cells(group, column).sum() for column in ("test_corr", "cc_max", "cc_norm", "feve", "bits_per_spike")}
+    partly = [f"{column} {n}" for column, n in used.items() if 0 < n < n_cells]
+    if not partly: return ""
+    return (f"Where a number is undefined for a cell, it is left out of the mean of every model; "
+            f"of {n_cells} cells these are used: {', '.join(partly)}.")
+
+def _about_constants(evaluation):
+    "Cells for which a model predicts nothing"
+    names = evaluation.cells.cell[evaluation.cells.constant].tolist()
+    if not names: return ""
+    return f"{evaluation.label} predicts a constant, or no number, for {_some_of(names)}: counted as a correlation of 0."
+
+# %% ../nbs/06_results.ipynb #89c66ea4
+def _about_unsteady(group):
+    "Cells that fell silent or drift"
+    cells = group[0].cells[group[0].cells.unsteady != ""]
+    if not len(cells): return ""
+    said = [f"{c.cell} {c.unsteady} ({c.rate_first:.3g} to {c.rate_last:.3g} Hz)" for c in cells.itertuples()]
+    return ("Not steady from the first to the last third of the training movie (the rate changes more than twofold, "
+            f"and a rank test over seconds agrees): {_some_of(said)}.")
+
+def _about_missing(group):
+    "Cells that were not recorded all the time, or in every repeat"
+    cells, repeats = group[0].cells, group[0].run.recording.test.repeats
+    n_repeats = (~np.isnan(repeats).all(1)).sum(0)    # of each cell
+    said = [_missing_of(c, n, len(repeats)) for c, n in zip(cells.itertuples(), n_repeats)]
+    said = [sentence for sentence in said if sentence]
+    return f"Scored where they were recorded: {_some_of(said)}." if said else ""
+
+def _missing_of(cell, n, n_repeats):
+    "What is missing of one cell, in words"
+    lacks = []
+    if cell.recorded < 1: lacks.append(f"{cell.recorded:.0%} of the training movie")
+    if n < n_repeats: lacks.append(f"{n} of {n_repeats} repeats")
+    return f"{cell.cell} ({', '.join(lacks)})" if lacks else ""
+
+# %% ../nbs/06_results.ipynb #a7c6f0d0
+def csv_text(
+    table:pd.DataFrame, # any table
+) -> str:
+    "The table as CSV, in which no text is a formula"
+    return table.map(_no_formula).rename(columns=_no_formula).to_csv(index=False)
+
+def _no_formula(value):
+    is_formula = isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@"))
+    return f"'{value}" if is_formula else value
+
 # %% ../nbs/06_results.ipynb #61da2859
 def leak_table(
     runs, # Runs of one model on one recording that differ in their split
@@ -259,7 +360,7 @@ def _leak_row(run):
 
 def _mean_interval(predicted, chosen, block):
     "Correlation over the chosen frames, mean over cells"
-    return interval(pearson, predicted.recorded[chosen], predicted.rates[chosen], block=block).loc["mean"]
+    return interval(pearson_or_0, predicted.recorded[chosen], predicted.rates[chosen], block=block).loc["mean"]
 
 def _frames_a_second(index, hz):
     "How many of these frames a second of the movie holds, in the median of the seconds that hold any"
