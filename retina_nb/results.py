@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['columns', 'published', 'published_note', 'papers_note', 'cells_table', 'results_table', 'differences', 'seeds_table',
-           'beside_published', 'papers_cells', 'papers_pairs', 'beside_papers', 'format_table', 'short_table', 'notes',
-           'csv_text', 'leak_table']
+           'beside_published', 'papers_cells', 'papers_pairs', 'beside_papers', 'format_table', 'short_table',
+           'some_of', 'notes', 'csv_text', 'leak_table']
 
 # %% ../nbs/06_results.ipynb #86fd9df1
 import textwrap
@@ -273,7 +273,10 @@ def _row(lines, values, width):
     return "\n".join(["  ".join([first.ljust(width), *values]), *others])
 
 # %% ../nbs/06_results.ipynb #fdf83491
-def _some_of(names, most=12):
+def some_of(
+    names, # texts
+    most=12, # so many are given
+) -> str:
     "Names in a row; of very many the first"
     more = f" and {len(names) - most} more (see cells.csv)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -304,7 +307,7 @@ def _about_constants(evaluation):
     "Cells for which a model predicts nothing"
     names = evaluation.cells.cell[evaluation.cells.constant].tolist()
     if not names: return ""
-    return f"{evaluation.label} predicts a constant, or no number, for {_some_of(names)}: counted as a correlation of 0."
+    return f"{evaluation.label} predicts a constant, or no number, for {some_of(names)}: counted as a correlation of 0."
 
 # %% ../nbs/06_results.ipynb #89c66ea4
 def _about_unsteady(group):
@@ -313,7 +316,7 @@ def _about_unsteady(group):
     if not len(cells): return ""
     said = [f"{c.cell} {c.unsteady} ({c.rate_first:.3g} to {c.rate_last:.3g} Hz)" for c in cells.itertuples()]
     return ("Not steady from the first to the last third of the training movie (the rate changes more than twofold, "
-            f"and a rank test over seconds agrees): {_some_of(said)}.")
+            f"and a rank test over seconds agrees): {some_of(said)}.")
 
 def _about_missing(group):
     "Cells that were not recorded all the time, or in every repeat"
@@ -321,7 +324,7 @@ def _about_missing(group):
     n_repeats = (~np.isnan(repeats).all(1)).sum(0)    # of each cell
     said = [_missing_of(c, n, len(repeats)) for c, n in zip(cells.itertuples(), n_repeats)]
     said = [sentence for sentence in said if sentence]
-    return f"Scored where they were recorded: {_some_of(said)}." if said else ""
+    return f"Scored where they were recorded: {some_of(said)}." if said else ""
 
 def _missing_of(cell, n, n_repeats):
     "What is missing of one cell, in words"
