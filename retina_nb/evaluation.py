@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from scipy.stats import mannwhitneyu
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import __version__
 from .data import Frames, InputError, atomic_write
@@ -342,19 +342,22 @@ def steadiness(
     return dict(rate_first=before, rate_last=after, recorded=recorded, unsteady=unsteady)
 
 # %% ../nbs/06_evaluation.ipynb #ae390297
+def _scores(evaluation):
+    "Columns of the table of cells, some at a time"
+    rec = evaluation.run.recording
+    yield dict(cell=[printable(name) for name in rec.cell_names], signal=_has_signal(rec.test))
+    yield _score_correlations(evaluation)
+    yield _score_repeats(rec.test, evaluation.scored("test"))
+    yield _score_spikes(evaluation)
+    yield _score_batches(evaluation)
+    yield dict(constant=_predicts_nothing(evaluation), **steadiness(rec.train))
+
 @patch(as_prop=True)
 @_kept
 def cells(self:Evaluation)->pd.DataFrame: # a row a cell
-    "All metrics of a run, cell by cell"
-    rec = self.run.recording
-    return pd.DataFrame({
-        "cell": [printable(name) for name in rec.cell_names], "signal": _has_signal(rec.test),
-        **_score_correlations(self),
-        **_score_repeats(rec.test, self.scored("test")),
-        **_score_spikes(self),
-        **_score_batches(self),
-        "constant": _predicts_nothing(self),
-        **steadiness(rec.train)})
+    "All metrics of a run, cell by cell; with a bar in a terminal where that takes long"
+    bar = tqdm(_scores(self), f"{self.run.name}: scoring", total=6, leave=False, disable=None, delay=2)
+    return pd.DataFrame({name: column for some in bar for name, column in some.items()})
 
 # %% ../nbs/06_evaluation.ipynb #f2aa87c6
 class Trials(NamedTuple):

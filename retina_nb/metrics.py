@@ -317,9 +317,11 @@ def batch_correlation(
     return scores
 
 def _same_frames(known):
-    "The cells that are known in the same frames together: frames, (frames,) bool, and cells, (cells,) bool"
-    patterns, which = np.unique(known, axis=1, return_inverse=True)
-    return [(frames, which.ravel() == i) for i, frames in enumerate(patterns.T)]
+    "The cells that are known in the same frames together: frames, (frames,) bool, and cells, (numbers)"
+    as_bytes = np.packbits(known.T, axis=1)
+    cells = {}
+    for cell, key in enumerate(as_bytes): cells.setdefault(key.tobytes(), []).append(cell)
+    return [(known[:, together[0]], together) for together in cells.values()]
 
 # %% ../nbs/06_metrics.ipynb #15bad9c1
 def _repeats_needed(m):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .data import InputError
 from .evaluation import by_recording, common_cells, evaluations, printable, read_history
@@ -248,7 +248,9 @@ def _markdown_table(table):
 
 def _in_a_cell(value):
     "A number as it is, any other text escaped"
-    return value if re.fullmatch(r"-?[\d.,–]+( \[.*\])?", value) and "](" not in value else _markdown_text(value)
+    text = str(value)
+    is_number = re.fullmatch(r"-?[\d.,–]+( \[[-\d., ]*\])?", text)
+    return text if is_number else _markdown_text(text)
 
 def _markdown_section(section):
     "A section in Markdown, with a link to its figure"
