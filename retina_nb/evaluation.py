@@ -316,7 +316,7 @@ def _by_second(part):
     "Mean rate in each whole second, (seconds, cells) Hz; NaN where nothing was recorded"
     second = block_length(part.hz)
     n = len(part.rates)//second
-    rates = nanmean(part.rates[:n*second].reshape(n, second, -1), 1)
+    rates = nanmean(part.rates[:n*second].reshape(n, second, part.rates.shape[1]), 1)
     return rates*part.hz if part.response == "binned" else rates
 
 def _p_of_change(first, last):
