@@ -132,7 +132,7 @@ def _read_array(archive, name, shape):
     "Rates of this shape from an .npz file, or a ValueError"
     expected = 4*int(np.prod(shape))
     found = archive.getinfo(f"{name}.npy").file_size
-    if not expected < found <= expected + 4096: raise ValueError(f"{name}: expected {expected} bytes and a header, found {found}")
+    if not expected < found <= expected + 4096: raise ValueError(f"{name}: expected {expected} bytes, found {found}")
     array = np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
     if array.shape == tuple(shape) and array.dtype == np.float32: return array
     raise ValueError(f"{name}: expected {shape} float32, found {array.shape} {array.dtype}")
@@ -260,7 +260,8 @@ def test_samples(self:Evaluation)->np.ndarray: # (resamples, cells)
 
 def _score_correlations(evaluation):
     "Correlations of every cell in each part, and the interval in the test part"
-    scores = {f"{part}_corr": pearson_or_0(p.recorded, evaluation.scored(part)) for part, p in evaluation.predictions.items()}
+    recorded = {part: predicted.recorded for part, predicted in evaluation.predictions.items()}
+    scores = {f"{part}_corr": pearson_or_0(y, evaluation.scored(part)) for part, y in recorded.items()}
     lo, hi = percentile_interval(evaluation.test_samples)
     return scores | dict(test_corr_lo=lo, test_corr_hi=hi)
 
@@ -327,7 +328,7 @@ def _p_of_change(first, last):
 
 def steadiness(
     part, # a Part, as a rule the training movie
-) -> dict: # columns: Hz in the first and last third, share that was recorded, what is wrong: "", "fell silent" or "drifts"
+) -> dict: # columns: Hz in the first and last third, share recorded, what is wrong ("", "fell silent", "drifts")
     "Was each cell well all the time?"
     rates = _by_second(part)
     third = len(rates)//3
@@ -373,7 +374,8 @@ def _predict_with_history(
     index=None, # frames to predict; all if None
 ) -> np.ndarray: # (frames, cells), NaN where history is missing
     "Rates in a part, knowing the recorded spikes before each frame"
-    frames = Frames(on_stimulus_clock(part, getattr(run, "stimulus_clock", None)), index, run.model.img_shape[0], run.scale)
+    movie = on_stimulus_clock(part, getattr(run, "stimulus_clock", None))
+    frames = Frames(movie, index, run.model.img_shape[0], run.scale)
     rates = np.full(part.rates.shape, np.nan, np.float32)
     rates[frames.index] = run.model.predict_with_history(frames, counts)
     return rates

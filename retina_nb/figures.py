@@ -270,8 +270,9 @@ def _draw_against_ceilings(ax, group, colours):
     few = len(group[0].cells) <= MOST_NAMES
     for e in group:
         cells = e.cells[e.cells.cc_max.notna()]
+        style = dict(fmt="o", ms=5 if few else 2, lw=1, color=colours[e.label], label=e.label)
         errors = _error_lengths(cells.test_corr, cells.test_corr_lo, cells.test_corr_hi) if few else None
-        ax.errorbar(cells.cc_max, cells.test_corr, errors, fmt="o", ms=5 if few else 2, lw=1, color=colours[e.label], label=e.label)
+        ax.errorbar(cells.cc_max, cells.test_corr, errors, **style)
     ceiling = group[0].cells.cc_max
     if ceiling.notna().any(): _draw_diagonal(ax, ceiling.min(), ceiling.max())
     ax.set(xlabel="ceiling of the cell (CC_max)", ylabel="test correlation")
@@ -317,7 +318,8 @@ def papers_figure(
     papers = next(iter(pairs.values())).columns.drop("ours")
     fig, axs = plt.subplots(1, len(papers), figsize=(12, 4.2), sharey=True, layout="constrained")
     for ax, paper in zip(axs, papers):
-        for label, cells in pairs.items(): ax.plot(cells[paper], cells.ours, "o", ms=5, color=colours[label], label=label)
+        for label, cells in pairs.items():
+            ax.plot(cells[paper], cells.ours, "o", ms=5, color=colours[label], label=label)
         ax.plot([0, 1], [0, 1], color="k", lw=1)
         ax.set(xlim=(0, 1), xlabel=f"published test correlation, {paper}")
     axs[0].set(ylabel="our test correlation", ylim=(min(-.02, axs[0].get_ylim()[0]), 1))

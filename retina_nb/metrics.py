@@ -240,7 +240,7 @@ def _score(metric, responses, yhat=None):
     return _on_blocks(metric, responses, yhat)[0]
 
 # %% ../nbs/06_metrics.ipynb #69a7f068
-_AT_A_TIME = 2**24    # numbers in one array: 128 MB
+_AT_A_TIME = 2**22    # numbers in one array: 32 MB
 
 def _on_blocks(
     metric, # one of `_formulas`
@@ -490,7 +490,9 @@ def bits_per_spike(
     return _safe_divide(ll.model - ll.null, ll.n_spikes*np.log(2))
 
 # %% ../nbs/06_metrics.ipynb #73603d01
-def _is_idle(m): return (m.var[..., _PREDICTION] == 0) & (m.var[..., _SUM] > 0) # the response varies, the prediction does not
+def _is_idle(m):
+    "Where the response varies and the prediction does not"
+    return (m.var[..., _PREDICTION] == 0) & (m.var[..., _SUM] > 0)
 
 def _pearson_or_0(m): return np.where(_is_idle(m), 0, _pearson(m))
 

@@ -65,7 +65,8 @@ def _silence(every):
     if kept: said.append(f"kept in the mean correlations above: {some_of(kept)}")
     if left_out: said.append(f"left out of them, since no correlation is defined: {some_of(left_out)}")
     if not said: return ""
-    return f"Cells without a signal that repeats (the 95 % interval of their signal power reaches 0), {'; '.join(said)}."
+    return ("Cells without a signal that repeats (the 95 % interval of their signal power reaches 0), "
+            f"{'; '.join(said)}.")
 
 # %% ../nbs/15_report.ipynb #9e725a78
 class Section(NamedTuple):
@@ -92,7 +93,8 @@ def report_sections(
     best, *others = _rates_sections(every)
     results, *tables = _table_sections(every)
     published = Section("Beside the published table", published_note, format_table(beside_published(every)))
-    return [results, *_cell_sections(every), best, *tables, *_figure_sections(every), *others, *_papers_sections(every), published]
+    first = [results, *_cell_sections(every), best]
+    return [*first, *tables, *_figure_sections(every), *others, *_papers_sections(every), published]
 
 def _cell_sections(every):
     "One where there is something to be known about the cells"
@@ -181,7 +183,8 @@ h1, h2, p, dd {{ overflow-wrap: anywhere }}
 .wide {{ overflow-x: auto }} img {{ width: 100%; height: auto; display: block }}
 table {{ border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }}
 th, td {{ padding: .3rem .45rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd }}
-th {{ border-bottom: 2px solid #888 }} th:first-child, td:first-child {{ text-align: left; position: sticky; left: 0; background: #fff }}
+th {{ border-bottom: 2px solid #888 }}
+th:first-child, td:first-child {{ text-align: left; position: sticky; left: 0; background: #fff }}
 dt {{ font-family: ui-monospace, monospace; font-size: .86rem; margin-top: .4rem }}
 dd {{ margin-left: 1.5rem; max-width: 46rem }}
 footer {{ margin-top: 3rem; color: #666; font-size: .84rem }}
@@ -267,7 +270,8 @@ def markdown_report(
 ) -> str:
     "The report in Markdown, with links to the figures"
     glossary = "\n".join(f"- `{name}`: {line}" for name, line in columns.items())
-    parts = ["# Predicted firing rates", *map(_markdown_text, about), *map(_markdown_section, sections), "## Columns", glossary]
+    opening = ["# Predicted firing rates", *map(_markdown_text, about)]
+    parts = [*opening, *map(_markdown_section, sections), "## Columns", glossary]
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/15_report.ipynb #97c25987
@@ -287,7 +291,8 @@ def output_folder(
 def _write_all(out, files):
     "Write files, by name in a folder, when all of them are made"
     in_the_way = [out/name for name in files if (out/name).exists() and not (out/name).is_file()]
-    if in_the_way: raise InputError(f"{in_the_way[0]}: expected a file to replace, or none, found something else; give another --out")
+    if in_the_way:
+        raise InputError(f"{in_the_way[0]}: expected a file to replace, or none, found something else; give another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".results.", dir=out) as tmp:
@@ -304,7 +309,8 @@ def _write_all(out, files):
 # %% ../nbs/15_report.ipynb #d54130af
 def _about(rec):
     "A recording in a line"
-    return (f"{printable(rec.path.name)}: {rec.n_cells} cells, {rec.response}, {len(rec.train)/rec.hz:.0f} s of training movie, "
+    return (f"{printable(rec.path.name)}: {rec.n_cells} cells, {rec.response}, "
+            f"{len(rec.train)/rec.hz:.0f} s of training movie, "
             f"{len(rec.test)/rec.hz:.0f} s of test movie shown {len(rec.test.repeats)} times.")
 
 # %% ../nbs/15_report.ipynb #f86f1e84
@@ -312,7 +318,7 @@ def write_results(
     runs, # Runs
     out, # folder to write to
 ) -> Path: # the folder
-    "Write results.csv, cells.csv, results.md, report.html, figures/*.png, for a Stanford session papers.csv; all or none"
+    "Write tables (.csv), results.md, report.html and figures/*.png, all of them or none"
     out, every = output_folder(out), evaluations(runs)
     sections, pngs = report_sections(every), _figures(every)
     recordings = {str(e.run.recording.path): e.run.recording for e in every}
@@ -340,5 +346,5 @@ def print_summary(
         if text: print(textwrap.fill(text, min(width, 100), break_on_hyphens=False) + "\n")
     for name in ("report.html", "results.md", "results.csv", "cells.csv", "figures"): print(Path(out)/name)
 
-_legend = ("Test correlation with its 95 % interval, ceiling and CC_norm are means over cells (test_corr, cc_max and cc_norm "
-           "in results.csv, which has more columns; results.md says what they mean).")
+_legend = ("Test correlation with its 95 % interval, ceiling and CC_norm are means over cells "
+           "(test_corr, cc_max and cc_norm in results.csv, which has more columns; results.md says what they mean).")

@@ -249,7 +249,8 @@ def _format_score(value): return "–" if np.isnan(value) else f"{value:.3f}"
 def _format_interval(lo, hi): return f" [{lo:.3f}, {hi:.3f}]" if np.isfinite(lo) else ""
 
 # %% ../nbs/06_results.ipynb #339e418f
-_short = {"test_corr": "test correlation", "cc_max": "ceiling", "cc_norm": "CC_norm", "bits_per_spike": "bits/spike", "seconds": "seconds"}
+_short = {"test_corr": "test correlation", "cc_max": "ceiling", "cc_norm": "CC_norm",
+          "bits_per_spike": "bits/spike", "seconds": "seconds"}
 
 def short_table(
     runs, # Runs, run folders, or a folder of them
@@ -297,7 +298,8 @@ def notes(
 def _about_undefined(group):
     "Of how many cells the means are"
     n_cells = len(group[0].cells)
-    used = {column: common_cells(group, column).sum() for column in ("test_corr", "cc_max", "cc_norm", "feve", "bits_per_spike")}
+    scores = "test_corr", "cc_max", "cc_norm", "feve", "bits_per_spike"
+    used = {column: common_cells(group, column).sum() for column in scores}
     partly = [f"{column} {n}" for column, n in used.items() if 0 < n < n_cells]
     if not partly: return ""
     return (f"Where a number is undefined for a cell, it is left out of the mean of every model; "
@@ -320,18 +322,20 @@ def _about_unsteady(group):
 
 def _about_missing(group):
     "Cells that were not recorded all the time, or in every repeat"
-    cells, repeats = group[0].cells, group[0].run.recording.test.repeats
-    n_repeats = (~np.isnan(repeats).all(1)).sum(0)    # of each cell
-    said = [_missing_of(c, n, len(repeats)) for c, n in zip(cells.itertuples(), n_repeats)]
+    cells = group[0].cells
+    known = ~np.isnan(group[0].run.recording.test.repeats)    # (repeats, frames, cells)
+    said = [_missing_of(cell, known[..., i]) for i, cell in enumerate(cells.itertuples())]
     said = [sentence for sentence in said if sentence]
     return f"Scored where they were recorded: {some_of(said)}." if said else ""
 
-def _missing_of(cell, n, n_repeats):
-    "What is missing of one cell, in words"
-    lacks = []
-    if cell.recorded < 1: lacks.append(f"{cell.recorded:.0%} of the training movie")
-    if n < n_repeats: lacks.append(f"{n} of {n_repeats} repeats")
-    return f"{cell.cell} ({', '.join(lacks)})" if lacks else ""
+def _missing_of(cell, known):
+    "What there is of one cell, where something is missing; `known` (repeats, frames) bool"
+    there = known.any(1)
+    says = []
+    if cell.recorded < 1: says.append(f"{cell.recorded:.0%} of the training movie")
+    if not there.all(): says.append(f"{there.sum()} of {len(there)} repeats")
+    if not known[there].all(): says.append(f"{known[there].mean():.0%} of its repeats")
+    return f"{cell.cell} ({', '.join(says)})" if says else ""
 
 # %% ../nbs/06_results.ipynb #a7c6f0d0
 def csv_text(

@@ -1,4 +1,6 @@
 "Cells that were not recorded all the time, or not in every repeat: every metric against loops over cells in numpy and scipy"
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -185,3 +187,15 @@ def test_a_few_cells_at_a_time(metric, monkeypatch):
 
 def test_means_of_nothing_are_nan():
     assert np.isnan(nanmean([])) and np.isnan(nanmean([np.nan]))
+
+
+@pytest.mark.parametrize("cells, repeats", [(40, 219), (400, 3)])
+def test_memory_does_not_grow_with_cells_and_repeats(cells, repeats):
+    "All moments at once would be a gigabyte and more"
+    rng = np.random.default_rng(0)
+    responses = rng.normal(size=(repeats, 300, cells)).astype(np.float32)
+    tracemalloc.start()
+    bootstrap(cc_norm, responses, responses[0], block=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e8
