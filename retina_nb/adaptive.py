@@ -749,14 +749,15 @@ def _keep_where(self:AdaptiveSubunits, better, before):
 
 @patch
 def _improved(self:AdaptiveSubunits,
-    valid_loss, # function of nothing: Poisson loss of each cell on the validation frames, (n_units,)
+    valid, # validation Frames
+    valid_loss, # function of nothing: Poisson loss of each cell on them, (n_units,)
     improve, # function of nothing
 ): # what `improve` says; the cells that are better
-    "Improve the model, and keep it for the cells that it makes more likely"
+    "Improve the model, and keep it for the cells that it makes more likely, by 5 nats"
     before = {name: value.clone() for name, value in self._of_cells().items()}
     loss_before = valid_loss()
     answer = improve()
-    better = valid_loss() < loss_before
+    better = (loss_before - valid_loss())*len(valid)/valid.hz > 5
     self._keep_where(better, before)
     return answer, better
 
@@ -785,7 +786,7 @@ def _add_free(self:AdaptiveSubunits, train, valid, scanned):
     own, free, rates = scanned.own[0], scanned.free[0], train.rates.to(scanned.own.device)
     def valid_loss(): return self._poisson_loss(self.free(own, free)[valid.index], rates[valid.index])
     def improve(): self.free.fit(own[train.index], free[train.index], rates[train.index], self.output)
-    _, better = self._improved(valid_loss, improve)
+    _, better = self._improved(valid, valid_loss, improve)
     return dict(valid_loss=valid_loss().mean().item(), cells_with_free_filters=int(better.sum()))
 
 # %% ../nbs/11_adaptive.ipynb #fd1ab9b4
@@ -813,7 +814,7 @@ def _train_core(self:AdaptiveSubunits, train, valid, scanned):
         history = train_core(training, steps=steps, length=round(6*train.hz), progress=self.progress)
         self.core.requires_grad_(False)
         return history
-    history, better = self._improved(valid_loss, improve)
+    history, better = self._improved(valid, valid_loss, improve)
     return dict(valid_loss=valid_loss().mean().item(), core_steps=history[-1][0], cells_with_core=int(better.sum()))
 
 @patch
