@@ -196,7 +196,9 @@ def _add_free_filters(self:AdaptiveSubunits):
     "Free filters that change nothing yet; a single pooled pixel has no use for them"
     squares, has_space = self.hyperparams["squares"], math.prod(self.frame_shape) > 1
     self.free = None
-    if squares and has_space: self.free = FreeFilters(img_shape=self.img_shape, n_units=self.n_units, squares=squares)
+    if not (squares and has_space): return
+    small = dict(n_basis=6, window=9)  # a quarter of the work
+    self.free = FreeFilters(img_shape=self.img_shape, n_units=self.n_units, squares=squares, **small)
 
 @patch
 def _add_core(self:AdaptiveSubunits):
