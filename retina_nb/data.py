@@ -51,11 +51,11 @@ def atomic_write(
 # %% ../nbs/00_data.ipynb #218f204c
 renamed = {  # module.name of before -> module:name of now
     "adaptive.Stretches": "adaptive:Segments",
-    "adaptive.first_looks": "adaptive:initial_guesses",
+    "adaptive.first_looks": "first_guesses:initial_guesses",
     "adaptive.later": "adaptive:delay",
     "adaptive.maybe": "bncnn:optional",
-    "adaptive.middle": "adaptive:centre_and_spread",
-    "adaptive.near": "adaptive:neighbourhood_mask",
+    "adaptive.middle": "first_guesses:centre_and_spread",
+    "adaptive.near": "first_guesses:neighbourhood_mask",
     "baselines.check_frames": "baselines:_check_frames",
     "baselines.choose": "baselines:choose_penalty",
     "baselines.fit_heights": "baselines:_most_likely_heights",

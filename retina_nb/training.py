@@ -358,6 +358,7 @@ models = {
     "stacked": "retina_nb.stacked:LinearStackedBNCNN",
     "stackedconv": "retina_nb.stacked:StackedConvBNCNN",
     "tcn": "retina_nb.tcn:TCN",
+    "quadratic": "retina_nb.quadratic:Quadratic",
     "ln": "retina_nb.baselines:LN",
     "glm": "retina_nb.baselines:GLM"}
 
