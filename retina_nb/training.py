@@ -41,12 +41,12 @@ from torch.utils.tensorboard import SummaryWriter
 from torchmetrics import MeanMetric
 
 from .bncnn import RateModel, correlation, log_rate, moving_average, trained_parameters
-from .data import (Frames, InputError, LazyMovie, Part, atomic_write, full_history,
+from .data import (Frames, InputError, LazyMovie, Part, full_history,
                             old_names, split_frames)
 from retina_nb.run_folder import (  # noqa: F401 (some are for whoever looks for them here, where they were)
     Checkpoint, Run, absolute_path, as_started, best_checkpoint, best_epoch, build_model, check_same_run, checksum, checksums,
     config_without_seed, has_ended, is_over, keep_best, load_class, load_run, load_runs, load_weights, model_path, models, monitors,
-    read_checkpoint, read_config, read_history, rows_so_far, run_folders, save_weights, training_lock,
+    read_checkpoint, read_config, read_history, rows_so_far, run_folders, save_weights, training_lock, whole_file,
     write_json)
 from .stimulus_clock import StimulusClock, find_clock, full_field_levels, on_clock
 
@@ -658,6 +658,8 @@ class KeepEpochs(CheckpointCallback):
         trainer.save_checkpoint(self.out/"last.ckpt")
         if is_best: trainer.save_checkpoint(self.out/"best.ckpt")
         if over: trainer.should_stop = True
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        if (self.out/"config.json").exists(): checkpoint["config"] = read_config(self.out)
 
 class TensorBoard(Logger):
     "Logs of the scores, for TensorBoard"
@@ -840,7 +842,7 @@ def write_history(
     out, # run folder
     rows, # a dict an epoch
 ):
-    with atomic_write(out/"history.csv") as f: pd.DataFrame(rows).to_csv(f, index=False)
+    with whole_file(out/"history.csv") as f: pd.DataFrame(rows).to_csv(f, index=False)
 
 def finish_training(
     model, # a RateModel
@@ -853,7 +855,7 @@ def finish_training(
     progress=True, # show how far it has come
 ):
     "Take the best weights, learn what is learned once the rest stands, and write the results"
-    state, rows = best_checkpoint(checkpoints, monitor, prefix)
+    state, rows, _ = best_checkpoint(checkpoints, monitor, prefix)
     refined = {}
     if (type(model).refine, type(model).after_fit) != (RateModel.refine, RateModel.after_fit):
         state, refined = _refined(model, state, frames, rec.train, progress and not Progress().lines)
