@@ -7,7 +7,23 @@ __all__ = ['protocols', 'SMALL_SETTINGS', 'cli_errors', 'retina_fetch', 'retina_
            'retina_results', 'retina_sweep', 'demo_history', 'retina_demo', 'retina_leak', 'retina_bench']
 
 # %% ../nbs/16_commands.ipynb #9aa4a2f6
-import os, re, signal, sys
+import os, signal, sys
+
+# %% ../nbs/16_commands.ipynb #2ec9e944
+def _stop_at_once():
+    "Let Ctrl-C end a shell command, in one line, from its first moment on"
+    name = os.path.basename(sys.argv[0]).partition(".")[0]
+    is_ours = name.startswith("retina_")
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler: return  # a shell that runs it in the background
+    def stop(signum, frame):
+        os.write(2, f"{name}: stopped\n".encode())
+        os._exit(130)
+    signal.signal(signal.SIGINT, stop)
+
+_stop_at_once()
+
+# %% ../nbs/16_commands.ipynb #0363e1a2
+import re
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +37,7 @@ def cli_errors(
 ):
     "Make a shell command say an `InputError` in one line, and take `--batch_size` and `--batch-size` alike"
     def in_shell(): return Path(sys.argv[0]).stem == func.__name__
-    if in_shell(): _start_shell_command(func.__name__)
+    if in_shell(): _start_shell_command()
     @wraps(func)
     def explained(*args, **kwargs):
         if not in_shell(): return func(*args, **kwargs)
@@ -37,21 +53,15 @@ def cli_errors(
             sys.exit(130 if isinstance(e, KeyboardInterrupt) else 2)
     return explained
 
-def _start_shell_command(name):
-    "Options as this fastcore spells them, output of any text, and an answer to Ctrl-C from the first moment on"
+def _start_shell_command():
+    "Options as this fastcore spells them, and output of any text"
     sys.argv[1:] = [_spelled(arg) for arg in sys.argv[1:]]
     for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors="backslashreplace")
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler: return  # a shell that runs it in the background
-    def stop(signum, frame):
-        os.write(2, f"{name}: stopped\n".encode())
-        os._exit(130)
-    signal.signal(signal.SIGINT, stop)
 
 def _import_while_interruptible():
     "Import what takes seconds, while Ctrl-C still ends the process at once; inside of an import it might be lost"
-    if not callable(signal.getsignal(signal.SIGINT)): return
     import retina_nb.training  # noqa: F401
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if callable(signal.getsignal(signal.SIGINT)): signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def _end_without_output():
     "Nobody reads the output any more"

@@ -6,9 +6,9 @@
 __all__ = ['models', 'CONFIG_RULES', 'monitors', 'model_path', 'load_class', 'build_model', 'absolute_path', 'whole_file',
            'check_writable', 'remove_unfinished', 'write_json', 'read_bytes', 'read_json', 'checksum', 'check_config',
            'read_config', 'load_weights', 'save_weights', 'best_epoch', 'is_over', 'Checkpoint', 'read_checkpoint',
-           'best_checkpoint', 'config_checksum', 'checksums', 'check_belongings', 'read_results', 'read_history', 'Run',
-           'load_run', 'run_folders', 'load_runs', 'config_without_seed', 'as_started', 'has_ended', 'rows_so_far',
-           'keep_best', 'check_same_run', 'training_lock']
+           'best_checkpoint', 'config_checksum', 'checksums', 'check_files', 'check_belongings', 'read_results',
+           'read_history', 'Run', 'load_run', 'run_folders', 'load_runs', 'config_without_seed', 'as_started',
+           'has_ended', 'rows_so_far', 'keep_best', 'check_same_run', 'training_lock']
 
 # %% ../nbs/05_run_folder.ipynb #8bc7458f
 import hashlib, io, json, os, re, shutil, sys, tempfile, time, zipfile
@@ -492,10 +492,21 @@ def checksums(
             "model.pth": _digest(folder/"model.pth"),
             "history.csv": _rows_checksum(folder/"history.csv", n_rows)}
 
+_FILES = ("config.json", "last.ckpt", "best.ckpt", "history.csv", "model.pth", "training_results.json", "solution.json")
+
+def check_files(
+    folder, # run folder
+):
+    "An InputError where something else is in the place of a file"
+    for path in (Path(folder)/name for name in _FILES):
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: expected a file, found {'a folder' if path.is_dir() else 'a device or a pipe'}; remove it")
+
 def check_belongings(
     run, # Run
 ):
     "An InputError where weights, history and settings are not those of one training"
+    check_files(run.path)
     if not (run.path/"training_results.json").exists(): return
     written = run.results.get("checksums", {})
     if not (run.path/"model.pth").exists(): written = {}
@@ -712,6 +723,7 @@ def check_same_run(
     resume, # go on with a run that is there?
 ):
     "An InputError where a folder holds another run, or one that nobody wants to go on with"
+    check_files(out)
     if not (out/"config.json").exists(): return
     if not resume:
         raise InputError(f"{out}: expected a new folder, found a run; "

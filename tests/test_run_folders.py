@@ -308,16 +308,13 @@ def test_masked():
     assert poisson_loss(drive, torch.full_like(y, torch.nan), output).item() == 0
 
 
-@pytest.mark.parametrize("model", ["bncnn", "adaptive"])
-def test_training_on_a_recording_with_gaps(rec, tmp_path, model):
-    "A cell lost half-way: finite losses, and the same numbers for the other cell's correlation columns as defined"
+def test_training_on_a_recording_with_gaps(rec, tmp_path):
+    "A cell lost half-way: losses and weights are finite"
     gaps = Recording(rec.path)
     gaps.train.rates = gaps.train.rates.copy()
     gaps.train.rates[1500:, 1] = np.nan
-    settings = dict(subunits=2, n_basis=4) if model == "adaptive" else SMALL["settings"]
-    try: run = train_run(gaps, model, tmp_path/"run", **dict(SMALL, history=6, settings=settings), epochs=2)
-    except InputError as e: pytest.skip(f"this model has its own start: {e}")
-    assert np.isfinite(run.history[["train_loss", "valid_loss"]]).all(axis=None)
+    run = train_run(gaps, "bncnn", tmp_path/"run", epochs=2, **SMALL)
+    assert np.isfinite(run.history.drop(columns="epoch")).all(axis=None)
     assert all(value.isfinite().all() for value in run.model.state_dict().values())
 
 
@@ -370,7 +367,7 @@ def test_paths(tmp_path, monkeypatch):
 
 
 def test_closed_pipe(recording, tmp_path):  # noqa: F811
-    p = shell("retina_train", "--data", recording, "--set", "chans=[2,2]", "--epochs", 400, "--patience", 0, "--out", tmp_path/"run", folder=tmp_path)
+    p = shell("retina_train", "--data", recording, "--set", "chans=[2,2] ksizes=[3,3]", "--epochs", 400, "--patience", 0, "--out", tmp_path/"run", folder=tmp_path)
     p.stdout.readline()
     p.stdout.close()
     err = p.stderr.read()
@@ -380,12 +377,12 @@ def test_closed_pipe(recording, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 def test_ctrl_c_in_the_first_seconds(recording, tmp_path):  # noqa: F811
-    for wait in np.linspace(.15, 4, 12):
+    for wait in np.linspace(.5, 5, 10):
         p = shell("retina_train", "--data", recording, "--epochs", 400, "--out", tmp_path/f"run{wait:.2f}", folder=tmp_path)
         time.sleep(wait)
         p.send_signal(signal.SIGINT)
         out, err = p.communicate()
-        early = p.returncode == -2 and "commands" not in err.splitlines()[-2]  # before the first line of ours
+        early = p.returncode == -2 and "/retina_nb/" not in err  # before the first line of ours
         assert early or (p.returncode == 130 and err.count("\n") == 1 and "Traceback" not in err), (wait, p.returncode, err)
 
 
