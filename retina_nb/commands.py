@@ -360,7 +360,7 @@ def retina_sweep(
     "Search for good settings of a model: many runs and one table"
     _recording_given(data)
     _training_numbers(history, epochs, patience, seed)
-    _whole("trials", trials, 1)
+    _whole("trials", max(1, trials), 1)  # fewer are said by the sweep
     _model_class(model)
     from retina_nb.data import Recording
     from retina_nb.run_folder import whole_file
