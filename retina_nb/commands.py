@@ -7,7 +7,23 @@ __all__ = ['protocols', 'SMALL_SETTINGS', 'cli_errors', 'retina_fetch', 'retina_
            'retina_results', 'retina_sweep', 'demo_history', 'retina_demo', 'retina_leak', 'retina_bench']
 
 # %% ../nbs/16_commands.ipynb #9aa4a2f6
-import re, sys
+import os, signal, sys
+
+# %% ../nbs/16_commands.ipynb #2ec9e944
+def _stop_at_once():
+    "Let Ctrl-C end a shell command, in one line, from its first moment on"
+    name = os.path.basename(sys.argv[0]).partition(".")[0]
+    is_ours = name.startswith("retina_")
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler: return  # a shell that runs it in the background
+    def stop(signum, frame):
+        os.write(2, f"{name}: stopped\n".encode())
+        os._exit(130)
+    signal.signal(signal.SIGINT, stop)
+
+_stop_at_once()
+
+# %% ../nbs/16_commands.ipynb #0363e1a2
+import re
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
@@ -21,15 +37,36 @@ def cli_errors(
 ):
     "Make a shell command say an `InputError` in one line, and take `--batch_size` and `--batch-size` alike"
     def in_shell(): return Path(sys.argv[0]).stem == func.__name__
-    if in_shell(): sys.argv[1:] = [_spelled(arg) for arg in sys.argv[1:]]
+    if in_shell(): _start_shell_command()
     @wraps(func)
     def explained(*args, **kwargs):
-        try: return func(*args, **kwargs)
-        except (ValueError, OSError, KeyboardInterrupt) as e:
-            if not (in_shell() and _is_expected(e)): raise
+        if not in_shell(): return func(*args, **kwargs)
+        try:
+            _import_while_interruptible()
+            result = func(*args, **kwargs)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError: _end_without_output()
+        except (ValueError, OSError, MemoryError, KeyboardInterrupt) as e:
+            if not _is_expected(e): raise
             print(f"{func.__name__}: {_in_one_line(e)}", file=sys.stderr)
             sys.exit(130 if isinstance(e, KeyboardInterrupt) else 2)
     return explained
+
+def _start_shell_command():
+    "Options as this fastcore spells them, and output of any text"
+    sys.argv[1:] = [_spelled(arg) for arg in sys.argv[1:]]
+    for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors="backslashreplace")
+
+def _import_while_interruptible():
+    "Import what takes seconds, while Ctrl-C still ends the process at once; inside of an import it might be lost"
+    import retina_nb.training  # noqa: F401
+    if callable(signal.getsignal(signal.SIGINT)): signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def _end_without_output():
+    "Nobody reads the output any more"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes there
+    sys.exit(128 + 13)  # as a shell says that a process was ended by a closed pipe
 
 def _spelled(arg):
     "An option as this fastcore spells it: version 1 with _, version 2 with -"
@@ -37,8 +74,8 @@ def _spelled(arg):
     return re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace(old, new), arg)
 
 def _is_expected(e):
-    "Ctrl-C, a file that cannot be read or written, or a mistake in the input"
-    if isinstance(e, (KeyboardInterrupt, OSError)): return True
+    "Ctrl-C, a file that cannot be read or written, too little memory, or a mistake in the input"
+    if isinstance(e, (KeyboardInterrupt, OSError, MemoryError)): return True
     from retina_nb.data import InputError
     return isinstance(e, InputError)
 
@@ -47,6 +84,7 @@ def _in_one_line(e):
     if isinstance(e, OSError):
         reason = " ".join(str(e.strerror or e).split())
         return f"{e.filename or 'file'}: expected to read or write it, found: {reason}; give another path, or make room"
+    if isinstance(e, MemoryError): return f"memory: expected enough of it, found too little ({e}); use a smaller recording or model"
     return str(e) if e.args else "stopped"
 
 # %% ../nbs/16_commands.ipynb #e57e4261
@@ -55,7 +93,36 @@ def _wrong(message):
     return InputError(message)
 
 def _recording_given(data):
-    if data is None: raise _wrong("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
+    if not data: raise _wrong("--data: expected a recording (.h5), found none; try --data naturalscene.h5")
+
+def _path(path, option):
+    "A path as it was given in the shell, from the root"
+    from retina_nb.run_folder import absolute_path
+    return absolute_path(path, option)
+
+def _output(out, folder=True):
+    "The path of what is to be written; says at once where it cannot be, and removes what a killed command has left of it"
+    from retina_nb.run_folder import check_writable, remove_unfinished
+    out = _path(out, "--out")
+    check_writable(out, folder)
+    if not folder: remove_unfinished(out.parent, out.name)
+    return out
+
+def _shown(path):
+    "A path as short as it can be said"
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+def _whole(option, value, low, high=1_000_000):
+    "An InputError where a number from the shell cannot be meant"
+    if value is None or low <= value <= high: return
+    raise _wrong(f"--{option}: expected a whole number from {low} to {high:,}, found {value}")
+
+def _training_numbers(history=None, epochs=None, patience=None, seed=None):
+    "The same for those of a training"
+    _whole("history", history, 1)
+    _whole("epochs", epochs, 1)
+    _whole("patience", patience, 0)
+    _whole("seed", seed, 0, 2**32 - 1)
 
 def _said_of(name, e):
     "What an exception says of something, in one line that begins with its name"
@@ -87,7 +154,7 @@ def retina_fetch(
 ):
     "Download a public recording, check it, and unpack it or write it in the published layout"
     from retina_nb.public import fetch_public
-    fetch_public(dest, recording, url, only)
+    fetch_public(_output(dest), recording, url, only)
 
 # %% ../nbs/16_commands.ipynb #ffcc8eea
 @call_parse
@@ -103,7 +170,9 @@ def retina_simulate(
 ):
     "Simulate a recording of a retina whose true firing rates are known"
     from retina_nb.simulation import simulate_recording
-    print(simulate_recording(out, seconds, test_seconds, repeats, cells, stimulus, seed, progress=True))
+    out = _output(out, folder=False)
+    simulate_recording(out, seconds, test_seconds, repeats, cells, stimulus, seed, progress=True)
+    print(_shown(out))
 
 # %% ../nbs/16_commands.ipynb #64f6c6e0
 @call_parse
@@ -137,12 +206,13 @@ def retina_train(
     "Train a model on a recording"
     _recording_given(data)
     kind = _model_class(model)
+    _training_numbers(seed=seed)
+    _whole("num_nodes", num_nodes, 1)
     from retina_nb.data import Recording
     from retina_nb.training import parse_settings
-    files = [data] if Path(data).is_file() else data.split(",")
-    recs = [Recording(file, response, cells, in_memory=not lazy) for file in files]
-    out = Path(out or f"runs/{model.rpartition(':')[2]}")
-    devices = int(devices) if devices.isdigit() else devices
+    out = _output(out or f"runs/{model.rpartition(':')[2]}")
+    recs = [Recording(file, response, cells, in_memory=not lazy) for file in _files(data)]
+    devices = int(devices) if devices.isdecimal() else devices
     options = dict(history=history, settings=parse_settings(set), split=split, epochs=epochs, batch_size=batch_size,
                    lr=lr, scale=scale, patience=patience, monitor=monitor, clock=clock, resume=resume, accelerator=accelerator,
                    devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision)
@@ -150,11 +220,17 @@ def retina_train(
         for run in _train(recs, kind, folder, seed=seed, **options): _say_trained(run)
 
 # %% ../nbs/16_commands.ipynb #da94768d
+def _files(data):
+    "One recording, or several between commas"
+    whole = _path(data, "--data")
+    return [whole] if whole.is_file() else [_path(file, "--data") for file in data.split(",")]
+
 def _folders_of_seeds(out, seeds, seed):
     "Where each seed is trained"
     if not seeds: return {out: seed}
-    if not all(s.isdigit() for s in seeds.split(",")):
+    if not all(s.isdecimal() and len(s) < 11 for s in seeds.split(",")):
         raise _wrong(f"--seeds: expected whole numbers like 0,1,2, found '{seeds}'")
+    for s in seeds.split(","): _training_numbers(seed=int(s))
     return {out/f"seed{s}": int(s) for s in seeds.split(",")}
 
 def _train(recs, kind, out, **options):
@@ -168,7 +244,7 @@ def _train(recs, kind, out, **options):
 def _say_trained(run):
     r = run.results
     score = {"valid_loss": "validation loss", "valid_corr": "validation correlation"}[run.config["monitor"]]
-    print(f"{run.path}: {r['epochs']} epochs in {r['seconds']:.0f} s; best {score} in epoch {r['best_epoch']}: "
+    print(f"{_shown(run.path)}: {r['epochs']} epochs in {r['seconds']:.0f} s; best {score} in epoch {r['best_epoch']}: "
           f"validation loss {r['valid_loss']:.3f}, validation correlation {r['valid_corr']:.3f}, "
           f"training correlation {r['train_corr']:.3f}")
 
@@ -187,20 +263,22 @@ def retina_predict(
     if data is None: raise _wrong("--data: expected a recording (.h5), found none")
     if part not in ("test", "train"): raise _wrong(f"--part: expected test or train, found '{part}'")
     import numpy as np
-    from retina_nb.data import Recording, atomic_write
+    from retina_nb.data import Recording
+    from retina_nb.run_folder import whole_file
     from retina_nb.training import predict
+    data, out = _path(data, "--data"), _output(out, folder=False)
     rec = Recording(data, in_memory=False)
     movie = rec.test if part == "test" else rec.train
-    runs = _runs_for(data, run, trust)
+    runs = _runs_for(data, _path(run, "--run"), trust)
     rates = np.mean([predict(r, movie.stimulus, movie.blocks) for r in runs], 0)
-    with atomic_write(out) as tmp, open(tmp, "wb") as f: np.savez(f, rates=rates, frames=np.arange(len(rates)))
+    with whole_file(out) as tmp, open(tmp, "wb") as f: np.savez(f, rates=rates, frames=np.arange(len(rates)))
     n_missing = np.isnan(rates[:, 0]).argmin()
     several = f"; mean of {len(runs)} runs" if len(runs) > 1 else ""
-    print(f"{out}: {rates.shape[1]} cells, {len(rates)} frames, the first {n_missing} without whole history{several}")
+    print(f"{_shown(out)}: {rates.shape[1]} cells, {len(rates)} frames, the first {n_missing} without whole history{several}")
 
 def _runs_for(data, folder, trust):
     "The runs in a folder that are meant for a recording: one, or several that differ only in their seed"
-    from retina_nb.training import checksum, config_without_seed, load_runs
+    from retina_nb.run_folder import checksum, config_without_seed, load_runs
     runs = load_runs(folder, trust)
     on_this = [run for run in runs if run.config["checksum"] == checksum(data)]
     runs = on_this or runs
@@ -223,9 +301,11 @@ def retina_results(
 ):
     "Compare trained models: table, report, figures; a run that cannot be used is left out, and the exit code is 2"
     from retina_nb.report import print_summary, write_results
-    from retina_nb.training import run_folders
+    from retina_nb.run_folder import remove_unfinished, run_folders
     given = [runs] if isinstance(runs, str) else runs
-    folders = [folder for path in given for folder in run_folders(path)]
+    out = _output(out)
+    remove_unfinished(out)
+    folders = [folder for path in given for folder in run_folders(_path(path, "runs"))]
     each_once = {str(folder.resolve()): folder for folder in folders}
     runs, problems = _usable(each_once.values(), trust)
     if not runs: raise _wrong(_none_of("runs", problems))
@@ -235,7 +315,7 @@ def retina_results(
 # %% ../nbs/16_commands.ipynb #5fe278a6
 def _usable(folders, trust):
     "The runs that can be read and predicted, and what is said of the others"
-    from retina_nb.training import Run
+    from retina_nb.run_folder import Run
     runs, problems = [], []
     for folder in folders:
         try: runs.append(_evaluated(Run(folder, trust)))
@@ -279,21 +359,25 @@ def retina_sweep(
 ):
     "Search for good settings of a model: many runs and one table"
     _recording_given(data)
+    _training_numbers(history, epochs, patience, seed)
+    _whole("trials", max(1, trials), 1)  # fewer are said by the sweep
     _model_class(model)
-    from retina_nb.data import Recording, atomic_write
+    from retina_nb.data import Recording
+    from retina_nb.run_folder import whole_file
     from retina_nb.sweep import sweep, sweep_figure
-    out = Path(out or f"runs/sweep_{model.rpartition(':')[2]}")
-    table = sweep(Recording(data, response, cells), model, out, space, search, trials, seed, set,
+    out = _output(out or f"runs/sweep_{model.rpartition(':')[2]}")
+    table = sweep(Recording(_path(data, "--data"), response, cells), model, out, space, search, trials, seed, set,
                   history=history, split=split, epochs=epochs, patience=patience)
     if not len(table):
-        print(f"{out}: no trial has ended yet; another process is at work on them, or was stopped a moment ago: "
+        print(f"{_shown(out)}: no trial has ended yet; another process is at work on them, or was stopped a moment ago: "
               "try again in a minute")
         return
     if (table.state != "failed").any():
-        with atomic_write(out/"sweep.png") as f: _save_figure(sweep_figure(table), f, format="png", dpi=100)
+        with whole_file(out/"sweep.png") as f: _save_figure(sweep_figure(table), f, format="png", dpi=100)
     _say_sweep(out, table)
 
 def _say_sweep(out, table):
+    out = _shown(out)
     best = out/table.run[0]
     text = table.drop(columns="problem").to_string(index=False, float_format="{:.4g}".format)
     print(f"\n{text}\n\n{out/'sweep.csv'}\n{out/'sweep.png'}\n")
@@ -334,11 +418,14 @@ def retina_demo(
     "Simulate a recording, train five models, compare them; one that fails is left out; exit code 2 only if all do"
     if protocol not in protocols: raise _wrong(f"--protocol: expected {' or '.join(protocols)}, found '{protocol}'")
     if epochs is not None and epochs < 1: raise _wrong(f"--epochs: expected 1 or more, found {epochs}")
+    _training_numbers(epochs=epochs, seed=seed)
     from retina_nb.data import Recording
     from retina_nb.report import output_folder, print_summary, write_results
+    from retina_nb.run_folder import remove_unfinished
     from retina_nb.training import train_run
-    out = output_folder(out)
-    rec = Recording(data or _simulated(out, seconds, seed))
+    out = output_folder(_output(out))
+    remove_unfinished(out)
+    rec = Recording(_path(data, "--data") if data else _simulated(out, seconds, seed))
     print(rec)
     runs, problems = [], []
     for name in SMALL_SETTINGS:
@@ -346,6 +433,7 @@ def retina_demo(
         print(f"\n{name}", flush=True)
         options = _demo_options(name, out, protocol, epochs, rec.hz, simulated=not data)
         try: runs.append(_evaluated(train_run(rec, name, out/name, seed=seed, resume=True, **options)))
+        except OSError: raise  # a full disk, or nobody reads the output
         except Exception as e:
             problems.append(_said_of(name, e))
             print(f"left out: {problems[-1]}", flush=True)
@@ -386,17 +474,20 @@ def retina_leak(
     "Train one model under random, stratified and blocked splits: what is its validation number worth?"
     _recording_given(data)
     kind = _model_class(model)
-    from retina_nb.data import Recording, atomic_write
+    _training_numbers(history, epochs, seed=seed)
+    from retina_nb.data import Recording
     from retina_nb.report import leak_figure, output_folder
     from retina_nb.results import format_table, leak_table
+    from retina_nb.run_folder import remove_unfinished, whole_file
     from retina_nb.training import parse_settings, train_run
-    rec, out = Recording(data), output_folder(out)
+    rec, out = Recording(_path(data, "--data")), output_folder(_output(out))
+    remove_unfinished(out)
     options = dict(history=history, settings=parse_settings(set), seed=seed, epochs=epochs, patience=0, resume=True)
     runs = [train_run(rec, kind, out/split, split=split, **options) for split in ("random", "stratified", "blocked")]
     table = leak_table(runs)
-    with atomic_write(out/"leak.csv") as f: table.to_csv(f, index=False)
-    with atomic_write(out/"leak.png") as f: _save_figure(leak_figure(table).figure, f, bbox_inches="tight")
-    print(f"\n{format_table(table).to_string(index=False)}\n\n{out/'leak.csv'}\n{out/'leak.png'}")
+    with whole_file(out/"leak.csv") as f: table.to_csv(f, index=False)
+    with whole_file(out/"leak.png") as f: _save_figure(leak_figure(table).figure, f, bbox_inches="tight")
+    print(f"\n{format_table(table).to_string(index=False)}\n\n{_shown(out)/'leak.csv'}\n{_shown(out)/'leak.png'}")
 
 # %% ../nbs/16_commands.ipynb #899224c0
 @call_parse
@@ -408,7 +499,9 @@ def retina_bench(
 ):
     "Measure speed and memory as ratios, and write a table and a figure"
     if frames < 5000: raise _wrong(f"--frames: expected 5000 or more, found {frames}")
+    _whole("frames", frames, 5000, 10_000_000)
+    out = _output(out)
     from retina_nb.benchmarks import quick_form, run_benchmarks, write_benchmarks
     table = run_benchmarks(**(quick_form if quick else dict(frames=frames)))
     write_benchmarks(table, out)
-    print(f"{out}: benchmarks.csv, benchmarks.png")
+    print(f"{_shown(out)}: benchmarks.csv, benchmarks.png")

@@ -8,7 +8,6 @@ __all__ = ['AllReduceSum', 'sync_batch_norm', 'SyncBatchNormMode', 'all_gather_u
 
 # %% ../nbs/14_parallel.ipynb #fd970131
 import inspect
-from pathlib import Path
 
 import lightning as L
 import pandas as pd
@@ -19,11 +18,12 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.overrides import TorchFunctionMode
 
 from .data import InputError
-from .training import (FiringRates, MoveDataToDevice, TrainValid, as_started, check_settings, finish_training,
-                                fit_settings, history_frames, keep_freed_memory, load_class, log_row, make_loaders,
-                                model_for, poisson_loss,
-                                quiet_lightning, rate_module, run_config, run_of, run_trainer, start_folder,
-                                start_trainer, stimulus_clock, train_valid_frames)
+from .run_folder import (absolute_path, as_started, check_same_run, has_ended, is_over, keep_best,
+                                  load_class, load_weights, rows_so_far, write_json)
+from .training import (FiringRates, MoveDataToDevice, TrainValid, check_settings, finish_training, fit_settings,
+                                history_frames, in_folders, keep_freed_memory, log_row, make_loaders, model_for,
+                                poisson_loss, quiet_lightning, rate_module, run_config, run_of, run_trainer,
+                                start_trainer, stimulus_clock, train_valid_frames, write_history)
 
 # %% ../nbs/14_parallel.ipynb #28e67a45
 class AllReduceSum(torch.autograd.Function):
@@ -90,9 +90,11 @@ class SharedFiringRates(FiringRates):
         output = self.model.output
         with SyncBatchNormMode(): drive = self.drive(x)
         sizes = self.share_sizes(len(y), n)
-        weight = self.trainer.world_size*sizes[self.global_rank]/sum(sizes)
-        share_loss = weight*poisson_loss(drive, y, output)  # its mean over processes is the mean over samples
+        of_share = poisson_loss(drive, y, output)
+        n_known = _n_known(y[:sizes[self.global_rank]])
         y, drive = all_gather_uneven(torch.cat([y, drive.detach()], 1), sizes).chunk(2, 1)
+        weight = self.trainer.world_size*n_known/max(1, _n_known(y))
+        share_loss = weight*of_share  # its mean over processes is the mean over known rates
         loss = poisson_loss(drive, y, output)
         scores.update(y, output(drive), loss)
         return share_loss, loss
@@ -107,6 +109,8 @@ class SharedFiringRates(FiringRates):
         super().begin(train, valid)
         if self.current_epoch: return
         for value in self.model.state_dict().values(): dist.broadcast(value, 0)
+
+def _n_known(rates): return (~rates.isnan()).sum().item()
 
 # %% ../nbs/14_parallel.ipynb #698a4df3
 def session_names(
@@ -207,7 +211,7 @@ def fit_sessions(
 ) -> list: # of Runs
     "Train several models that share a core, each on its own recording; can be stopped and resumed"
     keep_freed_memory()
-    out = Path(out)
+    out = absolute_path(out)
     settings, trainer_kwargs = _settings_apart(models[0], options)
     folders = [out/name for name in session_names(recs)]
     if resume: settings = as_started(folders[0], settings)
@@ -216,18 +220,32 @@ def fit_sessions(
     trainer, trainer_log = start_trainer(out, models[0], settings, progress, precision, **trainer_kwargs)
     settings_of = [settings | {"stimulus_clock": stimulus_clock(rec, settings["clock"])} for rec in recs]
     frames = [train_valid_frames(*given) for given in zip(models, recs, settings_of)]
-    if trainer.is_global_zero: _start_folders(folders, models, recs, frames, settings_of, trainer_log, resume)
+    configs = _configs(folders, models, recs, frames, settings_of, trainer_log)
+    runs = list(zip(models, recs, frames, folders))
+    with in_folders(trainer, out, *folders):
+        if trainer.is_global_zero:
+            for folder, config in zip(folders, configs): check_same_run(folder, config, resume)
+        if resume and all(has_ended(folder, settings) for folder in folders):
+            if progress and trainer.is_global_zero: print(f"{out}: has ended, nothing more to do")
+            return [run_of(model, folder) for model, folder in zip(models, folders)]
+        rows = rows_so_far(out)
+        if trainer.is_global_zero: _go_on(out, folders, configs, rows)
+        if not is_over(rows, settings): _train(runs, out, trainer, settings, workers, on_epoch)
+        if trainer.is_global_zero:
+            for i, (model, rec, part, folder) in enumerate(runs):
+                finish_training(model, rec, part, folder, settings["monitor"], out, f"session{i}.model.", progress)
+        trainer.strategy.barrier()  # nobody goes on before the results are there
+    return [run_of(model, folder) for model, folder in zip(models, folders)]
+
+def _train(runs, out, trainer, settings, workers, on_epoch):
+    "Train all models together, from the last whole epoch if there is one"
+    models, _, frames, folders = zip(*runs)
     loaders = [make_loaders(model, part, settings, workers, trainer) for model, part in zip(models, frames)]
     trainer.callbacks += [MoveDataToDevice(*pair) for pair in loaders]
     kind = rate_module(trainer)
     modules = [kind(model, part.train.scale, settings["lr"], settings["seed"], folder, on_epoch)
                for model, part, folder in zip(models, frames, folders)]
     run_trainer(trainer, Sessions(modules), _combined(loaders), out)
-    if trainer.is_global_zero:
-        for i, (model, rec, part, folder) in enumerate(zip(models, recs, frames, folders)):
-            finish_training(model, rec, part, folder, settings["monitor"], out, f"session{i}.model.", progress)
-    trainer.strategy.barrier()  # nobody goes on before the results are there
-    return [run_of(model, folder) for model, folder in zip(models, folders)]
 
 # %% ../nbs/14_parallel.ipynb #fc4babdd
 def _settings_apart(model, options):
@@ -236,12 +254,19 @@ def _settings_apart(model, options):
     settings = fit_settings(model, **{name: options[name] for name in names})
     return settings, {name: options[name] for name in options if name not in names}
 
-def _start_folders(folders, models, recs, frames, settings_of, trainer_log, resume):
-    "Write what each run is started with, or check that the runs there are the same"
+def _configs(folders, models, recs, frames, settings_of, trainer_log):
+    "What each run is started with"
     together = [folder.name for folder in folders]
-    for folder, model, rec, part, settings in zip(folders, models, recs, frames, settings_of):
-        config = run_config(model, rec, part.train.scale, settings, together=together, trainer=trainer_log)
-        start_folder(folder, config, resume)
+    return [run_config(model, rec, part.train.scale, settings, together=together, trainer=trainer_log)
+            for model, rec, part, settings in zip(models, recs, frames, settings_of)]
+
+def _go_on(out, folders, configs, rows):
+    "Write what the runs are started with, or go on with from the last whole epoch"
+    histories = load_weights(out/"last.ckpt")["parts"] if rows else [[] for _ in folders]
+    for folder, config, history in zip(folders, configs, histories):
+        write_json(folder/"config.json", config | {"epochs": max(config["epochs"], len(rows))})
+        if history: write_history(folder, history)
+    keep_best(out, rows, configs[0]["monitor"])
 
 def _combined(loaders):
     "Training batches of all recordings at once, validation batches one recording after the other"

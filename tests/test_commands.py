@@ -144,7 +144,7 @@ def test_results_of_runs_that_work(three_runs, tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert [run.name for run in tabled] == ["good"] and out == "table\n" and "\n" not in str(e.value)
     empty, other = err.splitlines()
-    assert empty.startswith(f"{three_runs/'empty'}: expected trained weights") and other.startswith(f"{three_runs/'other'}: RuntimeError")
+    assert empty.startswith(f"{three_runs/'empty'}: expected trained weights") and other.startswith(f"{three_runs/'other'/'model.pth'}: expected what training_results.json was written for")
 
 
 def test_results_where_none_works(three_runs, tmp_path):
