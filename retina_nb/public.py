@@ -14,7 +14,8 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from .data import H5_ERRORS, InputError, archive_url, fetch_archive, write_recording
+from .data import H5_ERRORS, InputError, write_recording
+from .fetching import archive_url, fetch_archive
 
 # %% ../nbs/20_public.ipynb #a6ea0d82
 def flash_movie(

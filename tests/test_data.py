@@ -63,7 +63,7 @@ def test_what_looks_through_modules_meets_no_old_name():
     exec("from retina_nb.data import *", names)
     assert names["InputError"] is InputError and "Problem" not in names and "Problem" not in dir(retina_nb.data)
     assert pickle.loads(pickle.dumps(InputError)) is InputError
-    assert dict(inspect.getmembers(retina_nb.data))["Frames"] is Frames and inspect.getmodule(Frames) is retina_nb.data
+    assert dict(inspect.getmembers(retina_nb.data))["Recording"] is Recording and inspect.getmodule(Recording) is retina_nb.data
 
 
 def test_a_moved_name_imports_its_module_on_demand(tmp_path, monkeypatch):
