@@ -53,7 +53,7 @@ def test_unknown_names_are_unknown():
 def test_import_of_a_name_of_before():
     with pytest.warns(DeprecationWarning, match="retina_nb.data.Problem is now retina_nb.data.InputError"): from retina_nb.data import Problem
     assert Problem is InputError
-    old_pickle = pickle.dumps(InputError("x: expected 1, found 2"), 0).replace(b"InputError", b"Problem")
+    old_pickle = pickle.dumps(InputError("x: expected 1, found 2"), 0).replace(b"inputs\nInputError", b"data\nProblem")
     with pytest.warns(DeprecationWarning): assert str(pickle.loads(old_pickle)) == "x: expected 1, found 2"
 
 
