@@ -6,7 +6,7 @@
 __all__ = ['H5_ERRORS', 'LazyMovie']
 
 # %% ../nbs/00_hdf5.ipynb #fdf9e22c
-import math
+import math, os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,11 +15,17 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .inputs import InputError
+from .inputs import InputError, absolute_path
 
 # %% ../nbs/00_hdf5.ipynb #b3f36167
 # what h5py raises on broken files
 H5_ERRORS = OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError, MemoryError
+
+def _first_bytes(path):
+    "The first bytes of a file, none where it cannot be read"
+    try:
+        with open(path, "rb") as f: return f.read(16)
+    except OSError: return b""
 
 def _what_is_wrong(path, error, opened):
     "Explain an error of h5py"
@@ -28,22 +34,36 @@ def _what_is_wrong(path, error, opened):
         return f"the file is cut short; expected all of it, found {size} bytes; copy or download it again"
     if "unable to lock file" in str(error):
         return "expected a recording that can be read, found it locked: another program has it open; close it there"
+    start = _first_bytes(path)
+    if start.startswith(b"MATLAB 5.0"):
+        return "expected an HDF5 file, found a MATLAB file older than 7.3; save it with -v7.3, or use write_recording"
+    if start.startswith(b"PK"):
+        return "expected an HDF5 file, found a zip archive or .npz; unpack it, or use write_recording"
     if not opened:
         return f"expected an HDF5 file, found something else ({error}); is this the right file?"
     return ("expected a recording, found a file that is damaged or has another layout "
             f"({error}); copy or download it again")
 
 # %% ../nbs/00_hdf5.ipynb #7284815d
+class _File(h5py.File):
+    "A file that is being read"
+    external = False    # may it lead to other files?
+
+def _check_is_file(path):
+    "Refuse what is no file that can be read"
+    if path.is_file(): return
+    kind = "a folder" if path.is_dir() else "no file but a device or pipe" if path.exists() else "no such file"
+    raise InputError(f"{path}: expected a recording (.h5), found {kind}; check the path")
+
 @contextmanager
-def _open(path):
+def _open(path, external=False):
     "Open an HDF5 file for reading; whatever is wrong with it is an `InputError`"
-    path = Path(path)
+    path = absolute_path(path, "recording")
     opened = False
     try:
-        if not path.is_file():
-            kind = "a folder" if path.is_dir() else "no such file"
-            raise InputError(f"{path}: expected a recording (.h5), found {kind}; check the path")
-        with h5py.File(path, "r") as f:
+        _check_is_file(path)
+        with _File(path, "r") as f:
+            f.external = external
             opened = True
             yield f
     except InputError: raise
@@ -53,37 +73,116 @@ def _open(path):
     except H5_ERRORS as e:
         raise InputError(f"{path}: {_what_is_wrong(path, e, opened)}") from e
 
-# %% ../nbs/00_hdf5.ipynb #9d96e321
+# %% ../nbs/00_hdf5.ipynb #51318d63
+def _refuse_other_file(f, name, other):
+    if f.external: return
+    raise InputError(f"{f.filename}: {name}: expected data in this file, found that it leads to '{other}'; "
+                     "copy the data in, or open it with external=True if you trust it")
+
+def _follow(f, name, depth=0):
+    "The group or dataset of this name, or None; what leads out of the file is an `InputError`"
+    place = f["/"]
+    parts = [part for part in name.split("/") if part]
+    for i, part in enumerate(parts):
+        link = place.get(part, getlink=True) if isinstance(place, h5py.Group) else None
+        if link is None or depth > 20: return None
+        if isinstance(link, h5py.ExternalLink): _refuse_other_file(f, name, link.filename)
+        if isinstance(link, h5py.SoftLink) and not f.external:
+            start = "" if link.path.startswith("/") else place.name
+            return _follow(f, "/".join([start, link.path, *parts[i + 1:]]), depth + 1)
+        place = place.get(part)
+    return place
+
+# %% ../nbs/00_hdf5.ipynb #e3351218
+def _check_virtual(f, name, x):
+    "The sources of a virtual dataset lie in the file, are there, and cover it"
+    for source in x.virtual_sources():
+        if source.file_name == ".": _dataset(f, source.dset_name)
+        else: _check_source_file(f, name, source.file_name)
+    mapped = sum(source.vspace.get_select_npoints() for source in x.virtual_sources())
+    if mapped < x.size: _refuse_unwritten(f, name, f"{mapped} of {x.size} values")
+
+def _check_source_file(f, name, other):
+    "Another file may be read, and is there"
+    _refuse_other_file(f, name, other)
+    if not (Path(f.filename).parent/other).is_file():
+        raise InputError(f"{f.filename}: {name}: expected its source '{other}', found no such file; put it there")
+
+def _refuse_unwritten(f, name, found):
+    raise InputError(f"{f.filename}: {name}: expected that all of it was written, found {found}; "
+                     "was the program that wrote it stopped?")
+
+def _check_written(f, name, x):
+    "No part of a dataset was declared and never written"
+    if not x.size: return
+    if x.chunks is None:
+        if not x.id.get_storage_size(): _refuse_unwritten(f, name, "nothing")
+        return
+    n_chunks = math.prod(-(-n//chunk) for n, chunk in zip(x.shape, x.chunks))
+    written = x.id.get_num_chunks()
+    if written < n_chunks: _refuse_unwritten(f, name, f"{written} of {n_chunks} pieces")
+
+def _check_storage(f, name, x):
+    "The data of a dataset are in this file and were written, or an `InputError`"
+    for other, *_ in x.external or []: _refuse_other_file(f, name, other)
+    if x.is_virtual: _check_virtual(f, name, x)
+    elif not x.external: _check_written(f, name, x)
+
+# %% ../nbs/00_hdf5.ipynb #9b0502d4
+def _names(f, name):
+    "What is in a group, nothing where there is none"
+    group = _follow(f, name)
+    return list(group) if isinstance(group, h5py.Group) else []
+
 def _beside(f, name):
     "What the lowest group on the way to `name` holds, in words"
     group = name
-    while group and not isinstance(f.get(group), h5py.Group): group = group.rpartition("/")[0]
-    names = ", ".join(f[group] if group else f) or "nothing"
+    while group and not isinstance(_follow(f, group), h5py.Group): group = group.rpartition("/")[0]
+    names = ", ".join(_names(f, group)) or "nothing"
     return f"'{group or '/'}' has {names:.200}"
 
-# %% ../nbs/00_hdf5.ipynb #ffb5c808
-def _dataset(f, name, rank=None):
+# %% ../nbs/00_hdf5.ipynb #8f11f88a
+def _find_dataset(f, name, rank=None):
     "The dataset of numbers `name` of an open file, with so many axes, or an `InputError`"
-    x = f.get(name)
+    x = _follow(f, name)
     if not isinstance(x, h5py.Dataset):
         raise InputError(f"{f.filename}: expected dataset '{name}', not there; "
                          f"{_beside(f, name)}")
     where = f"{f.filename}: {name}"
     if x.dtype.kind not in "fiu":
-        raise InputError(f"{where}: expected numbers, found {x.dtype}")
+        kind = "references, as of a MATLAB cell array" if x.dtype == h5py.ref_dtype else x.dtype
+        raise InputError(f"{where}: expected numbers, found {kind}")
     if x.shape is None or rank not in (None, x.ndim):
         raise InputError(f"{where}: expected {rank or 'some'} axes, found shape {x.shape}")
     return x
 
-# %% ../nbs/00_hdf5.ipynb #72ad4196
+def _dataset(f, name, rank=None):
+    "The same, with all its data in the file"
+    x = _find_dataset(f, name, rank)
+    _check_storage(f, name, x)
+    return x
+
+# %% ../nbs/00_hdf5.ipynb #65402798
 def _missing_filters(x):
     "Numbers of the compression filters that a dataset needs and HDF5 does not have"
     plan = x.id.get_create_plist()
     needed = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     return [number for number in needed if not h5py.h5z.filter_avail(number)]
 
+def _memory():
+    "Bytes of memory that the machine has; without end where it does not say"
+    try: return os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError): return math.inf
+
+def _check_memory(x):
+    "Refuse a dataset that is larger than memory"
+    if x.nbytes <= _memory(): return
+    raise InputError(f"{x.file.filename}: {x.name[1:]}: expected at most {_memory()/1e9:.1f} GB, the memory of this machine, "
+                     f"found shape {x.shape}, {x.nbytes/1e9:.1f} GB; a movie may be read in pieces, with in_memory=False")
+
 def _read(x, *where):
     "Read a dataset, or the part of it at `where`, or say that the file is damaged"
+    if not where: _check_memory(x)
     try: return x[where or ...]
     except H5_ERRORS as e:
         where = f"{x.file.filename}: {x.name[1:]}"
@@ -104,11 +203,13 @@ class LazyMovie:
         name, # of the dataset (time, height, width) uint8
         n, # frames of it
         keep=2**26, # bytes kept in memory
+        external=False, # may the file lead to other files?
     ):
-        self.path = Path(path)
+        self.path = absolute_path(path)
         self.name = name
         self.keep = keep
-        with _open(path) as f:
+        self.external = external
+        with self._open() as f:
             x = _dataset(f, name, 3)
             _, height, width = x.shape
             chunk = x.chunks[0] if x.chunks else 0
@@ -125,9 +226,11 @@ class LazyMovie:
 
     def __len__(self): return self.shape[0]
 
+    def _open(self): return _open(self.path, self.external)
+
     def __reduce__(self):
         "Another process has a cache of its own"
-        return LazyMovie, (self.path, self.name, len(self), self.keep)
+        return LazyMovie, (self.path, self.name, len(self), self.keep, self.external)
 
 # %% ../nbs/00_hdf5.ipynb #e7f0ea53
 @patch
@@ -173,8 +276,8 @@ def _read_pieces(self:LazyMovie, pieces):
     slots = self.last_used.argsort(stable=True)[:len(pieces)]
     evicted = self.piece_in_slot[slots]
     self.slot_of_piece[evicted[evicted >= 0]] = -1
-    with _open(self.path) as f:
-        movie = _dataset(f, self.name, 3)
+    with self._open() as f:
+        movie = _find_dataset(f, self.name, 3)
         for piece, slot in zip(pieces.tolist(), slots.tolist()):
             start = piece*self.piece_length
             stop = min(start + self.piece_length, len(self))
@@ -199,8 +302,8 @@ def _frame_numbers(self:LazyMovie, index):
 def _read_slice(self:LazyMovie, frames, *pixels):
     "Neighbouring frames, past the cache"
     start, stop, _ = frames.indices(len(self))
-    with _open(self.path) as f:
-        return _read(_dataset(f, self.name, 3), slice(start, max(start, stop)), *pixels)
+    with self._open() as f:
+        return _read(_find_dataset(f, self.name, 3), slice(start, max(start, stop)), *pixels)
 
 # %% ../nbs/00_hdf5.ipynb #620e7fbb
 @patch

@@ -6,13 +6,16 @@
 __all__ = ['SMOOTHING_S', 'toy_movie', 'toy_spikes', 'toy_data', 'bin_spikes', 'smooth', 'check_blocks', 'write_recording']
 
 # %% ../nbs/00_writing.ipynb #ee91b1ff
+import io
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from .inputs import InputError, atomic_write
+from .frame_times import check_clock, check_hz, even_grid, frame_rate
+from .inputs import InputError, absolute_path, atomic_write
 
 # %% ../nbs/00_writing.ipynb #15f1c737
 def toy_movie(
@@ -60,12 +63,16 @@ SMOOTHING_S = {  # width of the Gaussian, s
     "firing_rate_10ms": .01,
     "firing_rate_20ms": .02}
 
-def _check_times(times, where):
-    "Spike times of a cell that are finite and not negative, or an `InputError`"
+def _check_finite(times, where):
+    "Spike times of a cell that are finite, or an `InputError`"
     n_bad = np.count_nonzero(~np.isfinite(times))
     if n_bad:
         raise InputError(f"{where}: expected finite spike times in seconds, "
                          f"found {n_bad} NaN or infinite; leave them out")
+
+def _check_times(times, where):
+    "Spike times of a cell that are finite and not negative, or an `InputError`"
+    _check_finite(times, where)
     if len(times) and min(times) < 0:
         raise InputError(f"{where}: expected spike times of 0 s or more, found {min(times):g}; "
                          "count seconds from the first frame of the movie")
@@ -111,6 +118,12 @@ def check_blocks(
     return np.sort(starts.astype(np.int64))
 
 # %% ../nbs/00_writing.ipynb #200bdafd
+def _how_to_count(too_long):
+    "What to do about spike times that are so many times as long as the movie"
+    if 100 < too_long <= 1000: return "they look like milliseconds: divide them by 1000"
+    if 1000 < too_long <= 50_000: return "they look like samples: divide them by the samples per second"
+    return "count seconds from the first frame of this movie"
+
 def _check_spikes(spikes, n_frames, hz, where):
     "Spike times as sorted float64 arrays, or an `InputError`"
     try: cells = [np.sort(np.asarray(times, dtype=float).ravel()) for times in spikes]
@@ -124,8 +137,7 @@ def _check_spikes(spikes, n_frames, hz, where):
         first, last = times[0], times[-1]
         if last > end + 1e-6:
             raise InputError(f"{where}, cell {i}: expected spike times between 0 and {end:g} s, "
-                             f"found {first:g} to {last:g} s; "
-                             "count seconds from the first frame of this movie")
+                             f"found {first:g} to {last:g} s; {_how_to_count(last/end)}")
     return cells
 
 # %% ../nbs/00_writing.ipynb #f3fb1093
@@ -146,13 +158,29 @@ def _pieces(stimulus):
     is_one = isinstance(stimulus, np.ndarray) or not hasattr(stimulus, "__iter__")
     return [stimulus] if is_one else stimulus
 
+def _about_pixels(dtype):
+    "How pixels of another type become 8 bits"
+    if dtype == bool: return "scale them: multiply by 255 and convert with .astype('uint8')"
+    if dtype.kind in "iu": return "where they are 0–255, convert them with .astype('uint8')"
+    return "scale the pixels to 0–255 and convert them with .astype('uint8')"
+
+def _about_axes(shape, shape_before):
+    "What is wrong with the axes of a piece of a movie, and what to do"
+    if len(shape) == 4 and shape[1] == 1: return "the second axis has one channel only: take it out, movie[:, 0]"
+    if len(shape) == 4: return "there is an axis too many: choose one colour channel, or mix them to grey"
+    if len(shape) == 2: return "there is no third axis: a full-field movie is levels[:, None, None]"
+    if len(shape) != 3: return "give (time, height, width)"
+    return f"the frames before have shape {shape_before}"
+
 def _check_piece(piece, size, where):
     "8-bit frames of this size, None for any, or an `InputError`"
-    piece = np.asarray(piece)
-    if piece.dtype != np.uint8 or piece.ndim != 3 or size not in (None, piece.shape[1:]):
-        raise InputError(f"{where}: expected grey frames of one size, "
-                         f"(time, height, width) uint8, found shape {piece.shape}, {piece.dtype}; "
-                         "scale the pixels to 0–255 and convert them with .astype('uint8')")
+    try: piece = np.asarray(piece)
+    except ValueError: piece = np.empty((), object)    # ragged
+    expected = f"{where}: expected grey frames of one size, (time, height, width) uint8"
+    found = f"found shape {piece.shape}, {piece.dtype}"
+    if piece.ndim != 3 or size not in (None, piece.shape[1:]):
+        raise InputError(f"{expected}, {found}; {_about_axes(piece.shape, size)}")
+    if piece.dtype != np.uint8: raise InputError(f"{expected}, {found}; {_about_pixels(piece.dtype)}")
     return piece
 
 # %% ../nbs/00_writing.ipynb #593c2dcd
@@ -164,26 +192,39 @@ def _create_movie(group, piece):
     return group.create_dataset("stimulus", (0, height, width), "uint8",
                                 maxshape=(None, height, width), chunks=chunks)
 
-def _write_movie(group, stimulus, where):
-    "Write a movie, given whole or in pieces, and return its number of frames"
+def _write_movie(group, stimulus, where, grid=None):
+    "Write a movie, given whole or in pieces, each frame as often as it was shown; return its number of frames"
     data = size = None
+    given = 0
     for piece in _pieces(stimulus):
         piece = _check_piece(piece, size, where)
         size = piece.shape[1:]
         if data is None: data = _create_movie(group, piece)
-        n = len(data)
-        data.resize(n + len(piece), axis=0)
-        data[n:] = piece
+        if grid: piece, given = _as_shown(piece, grid, given), given + len(piece)
+        _append(data, piece)
     if data is None or not len(data):
         raise InputError(f"{where}: expected at least one frame, found none")
+    if grid and given != len(grid.shown):
+        raise InputError(f"{where}: expected as many frames as there are times, {len(grid.shown)}, found {given}")
     return len(data)
+
+def _append(data, piece):
+    "Add frames to a movie in a file"
+    n = len(data)
+    data.resize(n + len(piece), axis=0)
+    data[n:] = piece
+
+def _as_shown(piece, grid, start):
+    "The frames of a piece as often as they were shown"
+    shown = grid.shown[start:start + len(piece)]
+    return np.repeat(piece[:len(shown)], shown, axis=0)
 
 # %% ../nbs/00_writing.ipynb #caf2a63e
 def _number_cells(n): return [f"cell{i + 1:02d}" for i in range(n)]
 
-def _write_responses(group, counts, hz):
+def _write_responses(group, counts, hz, grid=None):
     "Frame times, and every response type: its mean where there are repeats, (time, repeats, cells)"
-    group["time"] = np.arange(len(counts))/hz
+    group["time"] = grid.time if grid else np.arange(len(counts))/hz
     for name, width in SMOOTHING_S.items():
         rates = smooth(counts, width, hz)
         if rates.ndim == 3: rates = rates.mean(1)
@@ -203,33 +244,106 @@ def _write_spikes(f, train, repeats, starts):
         f[f"spikes/{cell}"] = np.concatenate([train[i], *test])
 
 # %% ../nbs/00_writing.ipynb #6edcf0f3
+class _RemembersErrors(io.FileIO):
+    "A file that takes all that is written, and remembers why the disk did not"
+    error = None
+    def write(self, data):
+        data = memoryview(data).cast("B")
+        done = 0
+        try:
+            while self.error is None and done < len(data): done += super().write(data[done:])
+        except OSError as e: self.error = e
+        return len(data)
+    def truncate(self, size=None):
+        try: return super().truncate(size) if self.error is None else size
+        except OSError as e: self.error = e
+
+@contextmanager
+def _new_hdf5(path):
+    "An HDF5 file to write, whole or not at all, and the file below it; a full disk is an OSError"
+    path = absolute_path(path)
+    with atomic_write(path) as unfinished, _RemembersErrors(unfinished, "w+b") as file:
+        try:
+            with h5py.File(file, "w") as f: yield f, file
+        except Exception:
+            if file.error is None: raise
+        if file.error: raise OSError(file.error.errno, file.error.strerror, str(path))
+
+def _while_room(stimulus, file):
+    "The pieces of a movie, until the disk is full"
+    for piece in _pieces(stimulus):
+        if file.error: raise file.error
+        yield piece
+
+# %% ../nbs/00_writing.ipynb #7f6857bc
+def _measured_grid(time, hz, where):
+    "An even clock beside measured frame times, or None; checked"
+    if time is None: return None
+    try: time = np.asarray(time, float).ravel()
+    except (TypeError, ValueError): time = np.array([np.nan])
+    time = check_clock(time, len(time), where)
+    rate = frame_rate(time)
+    if abs(rate/(hz or rate) - 1) > .01:
+        raise InputError(f"{where}: expected times at {hz:g} frames per second, found {rate:g}; give frames of one rate")
+    return even_grid(time, hz)
+
+def _grids(hz, time, test_time):
+    "Frames per second, and the measured clocks of training and test movie beside it"
+    if hz is not None: hz = check_hz(hz)
+    grid = _measured_grid(time, hz, "time")
+    if grid and hz is None: hz = grid.hz
+    test_grid = _measured_grid(test_time, hz, "test_time")
+    if test_grid and hz is None: hz = test_grid.hz
+    return hz or 100., grid, test_grid
+
+def _on_movie_clock(spikes, grid, where):
+    "Spike times of each cell in seconds of movie, from those on the clock of the frames"
+    if grid is None: return spikes
+    cells = [np.asarray(times, float).ravel() for times in spikes]
+    for i, times in enumerate(cells): _check_finite(times, f"{where}, cell {i}")
+    inside = [grid.movie_time(times) for times in cells]
+    if sum(map(len, cells)) and not sum(map(len, inside)):
+        raise InputError(f"{where}: expected spike times on the clock of the frames, "
+                         f"{grid.time[0]:g} to {grid.time[-1]:g} s, found none between; give both on one clock")
+    return inside
+
+def _write_blocks(group, blocks, n_given, where, grid):
+    "Where the blocks of a movie start: as given, and where measured times pause"
+    starts = [] if blocks is None else check_blocks(blocks, n_given, where)
+    if grid: starts = np.union1d(grid.blocks, grid.tick_of_frame(np.asarray(starts, int)))
+    if len(starts) > 1 or blocks is not None: group.attrs["blocks"] = np.asarray(starts, np.int64)
+
+# %% ../nbs/00_writing.ipynb #2c9515c0
 def write_recording(
     path, # file to write, .h5
     stimulus, # training movie, (time, height, width) uint8, or an iterable of such pieces
-    spikes, # for each cell its spike times, s from the first training frame
+    spikes, # for each cell its spike times, s from the first training frame, or on the clock of `time`
     *,
     test_stimulus, # test movie, like stimulus
-    test_spikes, # for each repeat, for each cell: spike times, s from the first test frame
-    hz=100., # frames per second
+    test_spikes, # for each repeat, for each cell: spike times, s from the first test frame, or on the clock of `test_time`
+    hz=None, # frames per second; the rate of `time` if None, or 100 without it
     blocks=None, # start frames of the blocks of the training movie; one block if None
+    test_blocks=None, # start frames of the clips of the test movie; one if None
+    time=None, # measured time of each training frame, s; even if None
+    test_time=None, # measured time of each test frame, s, the same in every repeat; even if None
     truth=None, # what only a simulation knows: arrays by name, {"train/rates": (n_cells, time) Hz}
 ) -> Path: # the file
     "Write your own recording in the published layout"
-    if not 0 < hz < np.inf:
-        raise InputError(f"hz: expected frames per second, more than 0, found {hz}")
-    with atomic_write(path) as unfinished, h5py.File(unfinished, "w") as f:
-        n_train = _write_movie(f.create_group("train"), stimulus, "train/stimulus")
-        n_test = _write_movie(f.create_group("test"), test_stimulus, "test/stimulus")
-        train = _check_spikes(spikes, n_train, hz, "spikes")
-        repeats = _check_repeats(test_spikes, len(train), n_test, hz)
-        if blocks is not None:
-            f["train"].attrs["blocks"] = check_blocks(blocks, n_train, "blocks")
+    hz, grid, test_grid = _grids(hz, time, test_time)
+    with _new_hdf5(path) as (f, file):
+        n_train = _write_movie(f.create_group("train"), _while_room(stimulus, file), "train/stimulus", grid)
+        n_test = _write_movie(f.create_group("test"), _while_room(test_stimulus, file), "test/stimulus", test_grid)
+        train = _check_spikes(_on_movie_clock(spikes, grid, "spikes"), n_train, hz, "spikes")
+        test = [_on_movie_clock(cells, test_grid, "test_spikes") for cells in test_spikes]
+        repeats = _check_repeats(test, len(train), n_test, hz)
+        _write_blocks(f["train"], blocks, len(grid.shown) if grid else n_train, "blocks", grid)
+        _write_blocks(f["test"], test_blocks, len(test_grid.shown) if test_grid else n_test, "test_blocks", test_grid)
         counts = bin_spikes(train, n_train, hz)
         test_counts = np.stack([bin_spikes(r, n_test, hz) for r in repeats], 1)
-        _write_responses(f["train"], counts, hz)
-        _write_responses(f["test"], test_counts, hz)
+        _write_responses(f["train"], counts, hz, grid)
+        _write_responses(f["test"], test_counts, hz, test_grid)
         _write_repeats(f, test_counts, hz)
         starts = [n_train/hz + r*n_test/hz for r in range(len(repeats))]
         _write_spikes(f, train, repeats, starts)
         for name, value in (truth or {}).items(): f[f"truth/{name}"] = value
-    return Path(path)
+    return absolute_path(path)
