@@ -493,7 +493,7 @@ def spikes(self:Recording) -> dict: # cell name -> spike times, s
         group = _follow(f, name)
         stored = _by_number(_names(f, name))
         if len(stored) < len(self.all_cells):
-            found = f"{group.dtype} {group.shape}" if isinstance(group, h5py.Dataset) else len(stored) or "no such group"
+            found = "a dataset, as of a MATLAB cell array" if isinstance(group, h5py.Dataset) else len(stored) or "no such group"
             raise InputError(f"{self.path}: expected spikes of {len(self.all_cells)} cells "
                              f"in group 'spikes' or 'train/spikes', one dataset a cell, found {found}")
         by_name = set(self.all_cells) <= set(stored)

@@ -10,7 +10,7 @@ import shutil, tempfile, zipfile, zlib
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .inputs import InputError, atomic_write
+from .inputs import InputError, absolute_path, atomic_write, printable
 
 # %% ../nbs/00_fetching.ipynb #eec84b29
 archive_url = ("https://huggingface.co/datasets/open-retina/open-retina/resolve/main/"
@@ -47,6 +47,32 @@ def _is_unpacked(member, dest):
     out = dest/member.filename
     return out.exists() and out.stat().st_size == member.file_size
 
+def _is_odd(name):
+    "Is this no name of a file below a folder?"
+    parts = name.split("/")
+    too_long = max(len(part.encode(errors="replace")) for part in parts) > 200 or len(name) > 1000
+    is_plain = name.isprintable() and "\\" not in name
+    return too_long or not is_plain or not {"", ".", ".."}.isdisjoint(parts)
+
+def _check_names(path, members, dest):
+    "Refuse files that would lie outside the folder, in the place of another file, or have odd names"
+    own = {path, path.with_name(f"{path.name}.sha256")}
+    seen = set()
+    for name in (m.filename for m in members):
+        out = dest/name
+        leaves = not out.resolve().is_relative_to(dest.resolve())
+        if leaves or _is_odd(name) or out in own or name in seen or any(str(p) in seen for p in Path(name).parents):
+            raise InputError(f"{path}: expected files below one folder, each once and with a plain name, "
+                             f"found '{name:.100}'; do not trust this archive")
+        seen.add(name)
+
+def _check_not_a_bomb(path, archive):
+    "Refuse an archive that would become very much larger than it is"
+    unpacked, packed = sum(m.file_size for m in archive.infolist()), path.stat().st_size
+    if unpacked > max(100*packed, 10_000_000):
+        raise InputError(f"{path}: expected files of at most 100 times the size of the archive, {packed/1e6:,.1f} MB, "
+                         f"found {unpacked/1e6:,.0f} MB; do not trust this archive")
+
 def _check_room(path, members, dest):
     "Refuse files that the disk has no room for"
     needed = sum(m.file_size for m in members if not _is_unpacked(m, dest))
@@ -58,9 +84,6 @@ def _check_room(path, members, dest):
 def _unpack_file(archive, member, dest):
     "Unpack one file of an open archive, whole, unless it is there"
     out = dest/member.filename
-    if not out.resolve().is_relative_to(dest.resolve()):
-        raise InputError(f"{archive.filename}: expected files below one folder, "
-                         f"found '{member.filename}'; do not trust this archive")
     if _is_unpacked(member, dest): return out
     with tempfile.TemporaryDirectory(dir=dest) as folder, atomic_write(out) as f:
         Path(archive.extract(member, folder)).replace(f)
@@ -74,6 +97,8 @@ def _unpack(path, dest, only):
         if not members:
             names = ", ".join(archive.namelist()[:5])
             raise InputError(f"{path}: expected files with '{only}' in their path, found {names} …")
+        _check_names(path, members, dest)
+        _check_not_a_bomb(path, archive)
         _check_room(path, members, dest)
         return [_unpack_file(archive, member, dest) for member in members]
 
@@ -85,7 +110,7 @@ def fetch_archive(
     checksum=None, # SHA-256 that the archive has to have, where it is known
 ) -> list: # the unpacked files
     "Download an archive, check it, and unpack it"
-    dest = Path(dest)
+    dest = absolute_path(dest, "folder")
     try: dest.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise InputError(f"{dest}: expected a folder to download to, "
@@ -104,4 +129,4 @@ def fetch(
     only:str="", # unpack only files whose path has this in it, e.g. 15-10-07/naturalscene.h5
 ):
     "Download the published recordings, check them, unpack them, and print where they are"
-    for path in fetch_archive(dest, url, only): print(path)
+    for path in fetch_archive(dest, url, only): print(printable(path))

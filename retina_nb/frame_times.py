@@ -74,10 +74,11 @@ def check_clock(
     "Frame times that rise evenly in seconds, or an `InputError`"
     is_integer = np.asarray(time).dtype.kind in "iu"
     time = np.asarray(time, float)
+    expected = f"{where}: expected {n_frames} rising times in seconds, one a frame"
+    if not np.isfinite(time).all(): raise InputError(f"{expected}, found NaN or infinite ones; repair them")
     steps = np.diff(time)
     median = np.median(steps) if len(steps) else .01
-    expected = f"{where}: expected {n_frames} rising times in seconds, one a frame"
-    if not len(time) or abs(len(time) - n_frames) > 1 or not np.isfinite(time).all() or not median > 0:
+    if not len(time) or abs(len(time) - n_frames) > 1 or not median > 0:
         raise InputError(f"{expected}, found {len(time)} with a median step of {median:g} s")
     if not 1/HIGHEST_HZ <= median <= 1/LOWEST_HZ or (is_integer and median >= 1):
         raise InputError(f"{expected}, found a median step of {median:g}; {_unit_in_words(median)}")

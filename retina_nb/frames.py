@@ -43,7 +43,9 @@ def _deal(n, fractions, rng):
 
 def _stratified(rates, fractions, rng):
     "A part number for every frame, dealt within ten strata of the population's rate"
-    order = np.argsort(rates.mean(1), kind="stable")
+    has_gaps = np.isnan(rates).any()
+    population = np.nanmean(rates, 1) if has_gaps else rates.mean(1)
+    order = np.argsort(population, kind="stable")
     owner = np.empty(len(rates), int)
     for stratum in np.array_split(order, 10): owner[stratum] = _deal(len(stratum), fractions, rng)
     return owner
@@ -85,6 +87,10 @@ def _blocked(part, fractions, history, rng):
     return owner
 
 # %% ../nbs/00_frames.ipynb #2ffd14b7
+def _recorded(part, frames):
+    "Those frames in which one cell or more was recorded"
+    return frames[~np.isnan(part.rates[frames]).all(1)]
+
 def _check_fractions(fractions):
     "Positive shares that add up to 1, or an `InputError`"
     if len(fractions) and min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-6: return
@@ -101,7 +107,7 @@ def split_frames(
     "Split frames for training, validation and so on"
     _check_fractions(fractions)
     rng = np.random.default_rng(seed)
-    frames = full_history(part, history)
+    frames = _recorded(part, full_history(part, history))
     if scheme == "blocked": owner = _blocked(part, fractions, history, rng)[frames]
     elif scheme == "random": owner = _deal(len(frames), fractions, rng)
     elif scheme == "stratified": owner = _stratified(part.rates[frames], fractions, rng)
