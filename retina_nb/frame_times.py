@@ -25,7 +25,8 @@ def _is_usual(hz): return (abs(_USUAL_HZ/hz - 1) < .005).any()
 def _units_of(step):
     "Units in which frames that are a median step apart come at a usual rate, with that rate"
     rates = {unit: 1/(step*length) for unit, length in _UNITS.items()}
-    return {unit: hz for unit, hz in rates.items() if _is_usual(hz)}
+    usual = {unit: hz for unit, hz in rates.items() if _is_usual(hz)}
+    return usual or {unit: hz for unit, hz in rates.items() if 5 <= hz <= 250}
 
 def _unit_in_words(step):
     "Which unit a median step looks like, and the factor that makes it seconds"
