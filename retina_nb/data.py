@@ -40,6 +40,7 @@ def _check_rates(rates, where, cells):
     "Firing rates (..., cells), float32, that are not infinite and not negative, or an `InputError`"
     with np.errstate(over="ignore"): rates = np.asarray(rates, np.float32)
     _refuse_cells(np.isinf(rates), cells, f"{where}: expected finite firing rates, or NaN where a cell was not recorded")
+    _refuse_cells(rates > 1e6, cells, f"{where}: expected firing rates that a cell can have, below a million")
     _refuse_cells(rates < -1e-6, cells, f"{where}: expected firing rates of 0 or more, as a rate can't be negative")
     return np.maximum(rates, 0)
 
@@ -397,10 +398,10 @@ def _frame_times(f, part, n_frames):
 
 def _one_rate(f, times):
     "Frames per second of each part, from the times of each; or an `InputError`"
-    rates = {part: frame_rate(time) for part, time in times.items() if time is not None}
+    rates = {part: frame_rate(time) for part, time in times.items() if time is not None and len(time) > 1}
     if not rates: return dict.fromkeys(times, 100.)
     slowest, fastest = min(rates.values()), max(rates.values())
-    if fastest > 1.01*slowest and min(map(len, times.values())) > 1:
+    if fastest > 1.01*slowest:
         raise InputError(f"{f.filename}: expected one frame rate, found {rates['train']:g} frames per second in train/time "
                          f"and {rates['test']:g} in test/time; show both movies at one rate, or write them anew")
     return {part: rates.get(part, slowest) for part in times}

@@ -79,18 +79,24 @@ def _refuse_other_file(f, name, other):
     raise InputError(f"{f.filename}: {name}: expected data in this file, found that it leads to '{other}'; "
                      "copy the data in, or open it with external=True if you trust it")
 
-def _follow(f, name, depth=0):
-    "The group or dataset of this name, or None; what leads out of the file is an `InputError`"
+def _refuse_no_end(f, name):
+    raise InputError(f"{f.filename}: {name}: expected a group or data, found a link that leads nowhere; "
+                     "put there what it leads to, or take it out")
+
+def _follow(f, name, start="", depth=0):
+    "The group or dataset of this name, or None; what leads out of the file, or nowhere, is an `InputError`"
     place = f["/"]
-    parts = [part for part in name.split("/") if part]
+    parts = [part for part in f"{start or name}".split("/") if part]
     for i, part in enumerate(parts):
         link = place.get(part, getlink=True) if isinstance(place, h5py.Group) else None
-        if link is None or depth > 20: return None
+        if link is None and depth or depth > 20: _refuse_no_end(f, name)
+        if link is None: return None
         if isinstance(link, h5py.ExternalLink): _refuse_other_file(f, name, link.filename)
         if isinstance(link, h5py.SoftLink) and not f.external:
-            start = "" if link.path.startswith("/") else place.name
-            return _follow(f, "/".join([start, link.path, *parts[i + 1:]]), depth + 1)
+            beside = "" if link.path.startswith("/") else place.name
+            return _follow(f, name, "/".join([beside, link.path, *parts[i + 1:]]), depth + 1)
         place = place.get(part)
+        if place is None: _refuse_no_end(f, name)
     return place
 
 # %% ../nbs/00_hdf5.ipynb #e3351218
@@ -112,6 +118,14 @@ def _refuse_unwritten(f, name, found):
     raise InputError(f"{f.filename}: {name}: expected that all of it was written, found {found}; "
                      "was the program that wrote it stopped?")
 
+def _chunk_places(x):
+    "Where in a dataset its pieces belong; damage may have sent one elsewhere"
+    places = set()
+    def note(chunk):
+        if all(at < n for at, n in zip(chunk.chunk_offset, x.shape)): places.add(chunk.chunk_offset)
+    x.id.chunk_iter(note)
+    return places
+
 def _check_written(f, name, x):
     "No part of a dataset was declared and never written"
     if not x.size: return
@@ -120,6 +134,7 @@ def _check_written(f, name, x):
         return
     n_chunks = math.prod(-(-n//chunk) for n, chunk in zip(x.shape, x.chunks))
     written = x.id.get_num_chunks()
+    if written == n_chunks: written = len(_chunk_places(x))
     if written < n_chunks: _refuse_unwritten(f, name, f"{written} of {n_chunks} pieces")
 
 def _check_storage(f, name, x):
@@ -218,8 +233,9 @@ class LazyMovie:
         self.n_slots = max(8, keep//(self.piece_length*height*width))
         n_pieces = math.ceil(n/self.piece_length)
         # an LRU cache: which piece each slot holds, when it was used last, and the way back
-        self.piece_in_slot = torch.full((self.n_slots,), -1)
-        self.last_used = torch.zeros(self.n_slots, dtype=torch.int64)
+        n_used = min(self.n_slots, n_pieces)
+        self.piece_in_slot = torch.full((n_used,), -1)
+        self.last_used = torch.zeros(n_used, dtype=torch.int64)
         self.slot_of_piece = torch.full((n_pieces,), -1)
         self.clock = 0
         self.cache = None    # allocated by the process that reads
@@ -259,7 +275,7 @@ def index_select(self:LazyMovie,
 def _slots(self:LazyMovie, pieces):
     "The slots of these pieces, after those that the cache lacks have been read"
     if self.cache is None:
-        shape = (self.n_slots, self.piece_length, *self.shape[1:])
+        shape = (len(self.piece_in_slot), self.piece_length, *self.shape[1:])
         self.cache = torch.empty(shape, dtype=torch.uint8)
     self.clock += 1
     slots = self.slot_of_piece[pieces]

@@ -38,9 +38,10 @@ def absolute_path(
         raise InputError(f"{where}: expected the path of a file or folder, found {path!r:.80}") from None
     if "\0" in name:
         raise InputError(f"{where}: expected the path of a file or folder, found a zero byte in {name!r:.80}")
-    try: return Path(name).expanduser().absolute()
-    except RuntimeError:
-        raise InputError(f"{where}: expected an existing user after ~, found {name!r:.80}") from None
+    expanded = os.path.expanduser(name)
+    if expanded == name and re.match("~[^/]*/", name):
+        raise InputError(f"{where}: expected an existing user after ~, found {name!r:.80}")
+    return Path(expanded).absolute()
 
 # %% ../nbs/00_inputs.ipynb #9b67afef
 def _target(path):

@@ -185,12 +185,12 @@ def _check_piece(piece, size, where):
 
 # %% ../nbs/00_writing.ipynb #593c2dcd
 def _create_movie(group, piece):
-    "An empty dataset for a movie that begins with this piece, in chunks of some 256 kB"
+    "An empty dataset for a movie that begins with this piece, in chunks of some 256 kB with checksums"
     n, height, width = piece.shape
     frames = 2**18//max(1, height*width)
     chunks = (max(1, min(n, frames)), height, width) if n else True
     return group.create_dataset("stimulus", (0, height, width), "uint8",
-                                maxshape=(None, height, width), chunks=chunks)
+                                maxshape=(None, height, width), chunks=chunks, fletcher32=True)
 
 def _write_movie(group, stimulus, where, grid=None):
     "Write a movie, given whole or in pieces, each frame as often as it was shown; return its number of frames"
@@ -264,7 +264,8 @@ def _new_hdf5(path):
     path = absolute_path(path)
     with atomic_write(path) as unfinished, _RemembersErrors(unfinished, "w+b") as file:
         try:
-            with h5py.File(file, "w") as f: yield f, file
+            # since HDF5 1.10 all that describes the data has checksums
+            with h5py.File(file, "w", libver=("v110", "v110")) as f: yield f, file
         except Exception:
             if file.error is None: raise
         if file.error: raise OSError(file.error.errno, file.error.strerror, str(path))
