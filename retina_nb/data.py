@@ -17,9 +17,9 @@ from fastcore.basics import patch
 from scipy.linalg import solveh_banded
 
 from .frame_times import check_clock, frame_rate, starts_after_pauses, unevenness
-from .frames import Frames, Scaling, fit_scaling, full_history, guard_frames, split_frames
-from .hdf5 import H5_ERRORS, LazyMovie, _dataset, _find_dataset, _follow, _names, _open, _read
-from .inputs import InputError, absolute_path, atomic_write, old_names, renamed
+from .frames import Frames, Scaling, fit_scaling, full_history, guard_frames, split_frames  # noqa: F401
+from .hdf5 import H5_ERRORS, LazyMovie, _dataset, _find_dataset, _follow, _names, _open, _read  # noqa: F401
+from .inputs import InputError, absolute_path, atomic_write, old_names, renamed  # noqa: F401
 from .writing import (SMOOTHING_S, _about_axes, _about_pixels, _number_cells, bin_spikes, check_blocks,
                                smooth, write_recording)
 

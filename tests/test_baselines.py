@@ -121,7 +121,8 @@ def test_a_cell_that_was_lost(cls):
     rates = model.predict_movie(valid)
     assert rates.isfinite().all() and min(summary["valid_corr"]) > .3
     np.testing.assert_allclose(summary["valid_corr"], expected["valid_corr"], atol=.08)
-    np.testing.assert_allclose(rates, reference.predict_movie(valid), atol=25)
+    alike = [np.corrcoef(a, b)[0, 1] for a, b in zip(rates.T, reference.predict_movie(valid).T)]
+    assert min(alike) > .8, alike
     if cls is GLM:
         assert model.knows_spike_history and model.spike_weights.isfinite().all()
         assert model.predict_with_history(valid, lost.counts).isfinite().all()
