@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['localities', 'strengths', 'cosine_basis', 'pool', 'features', 'Pooled', 'covariances', 'ridge', 'smooth_and_local',
-           'find_centers', 'Filters', 'Ramps', 'LN', 'FitData', 'CellWindow', 'cell_windows', 'ridge_path',
-           'choose_penalty', 'GainSoftplus', 'poisson_fit', 'recent_spikes', 'GLM', 'poisson_path']
+           'without_gaps', 'find_centers', 'Filters', 'Ramps', 'LN', 'FitData', 'CellWindow', 'cell_windows',
+           'ridge_path', 'choose_penalty', 'GainSoftplus', 'poisson_fit', 'recent_spikes', 'GLM', 'poisson_path']
 
 # %% ../nbs/08_baselines.ipynb #7319e2bc
 import math, sys, time
@@ -99,6 +99,24 @@ class Pooled:
 
 # %% ../nbs/08_baselines.ipynb #b93a9b84
 @patch
+def recorded(self:Pooled,
+    cell, # its number
+): # a slice of all frames, or which of them, (frames,) bool
+    "Where a cell was recorded"
+    is_there = ~self.rates[:, cell].isnan()
+    return slice(None) if is_there.all() else is_there
+
+@patch
+def at_recorded(self:Pooled,
+    cell, # its number
+    values, # one for each frame in which the cell was recorded
+)->torch.Tensor: # (frames,), NaN in the others
+    "Values at all frames"
+    rows = self.recorded(cell)
+    if isinstance(rows, slice): return values
+    return torch.full(rows.shape, math.nan).masked_scatter(rows, values)
+
+@patch
 def window(self:Pooled,
     basis, # (n_basis, history)
     corner=(0, 0), # (row, column) of the window's first pixel
@@ -189,15 +207,23 @@ def _center_of_peak(
     return torch.einsum("nyx,yxk->nk", mass, places)/mass.sum((1, 2))[:, None]
 
 # %% ../nbs/08_baselines.ipynb #200926d5
+def without_gaps(
+    values, # (frames, n_cells); NaN where a cell was not recorded
+)->torch.Tensor: # the same, with the mean of the cell there
+    "Neither more nor less than is expected of a cell, where it was not recorded"
+    is_gap = values.isnan()
+    return torch.where(is_gap, values.nanmean(0), values) if is_gap.any() else values
+
 def find_centers(
     train_movie, # Pooled
     basis, # (n_basis, history)
 )->torch.Tensor: # (n_cells, 2) row and column, pooled pixels
     "Roughly where each cell looks"
     movie, index = train_movie.movie, train_movie.index
+    rates = without_gaps(train_movie.rates)
     step = 2 if min(movie.shape[1:]) > 3 else 1
     coarse = pool(movie, step)
-    G, c = covariances(features(coarse, basis, index), train_movie.rates)
+    G, c = covariances(features(coarse, basis, index), rates)
     weights = ridge(G, c, torch.eye(len(G)), 0.3).T.unflatten(1, (len(basis), *coarse.shape[1:]))
     energy = weights.square().sum(1)                                # (n_cells, height, width)
     return step*_center_of_peak(energy) + (step - 1)/2
@@ -406,6 +432,11 @@ class LN(RateModel):
         return self.linear(self.check_input(x))
 
 # %% ../nbs/08_baselines.ipynb #2faf16db
+def _finite_rows(X, y):
+    "Those rows of both that hold no NaN"
+    is_known = ~(y.isnan() | X.isnan().any(1))
+    return (X, y) if is_known.all() else (X[is_known], y[is_known])
+
 class FitData(NamedTuple):
     "What a cell's filter is fitted to, and what it is judged on"
     X: torch.Tensor        # features of the training frames, (frames, n)
@@ -418,6 +449,12 @@ class FitData(NamedTuple):
     ):
         "The same with other features"
         return self._replace(X=self.X @ basis, X_valid=self.X_valid @ basis)
+
+    def finite(self):
+        "The same without frames whose features or rates are not known"
+        X, y = _finite_rows(self.X, self.y)
+        X_valid, y_valid = _finite_rows(self.X_valid, self.y_valid)
+        return FitData(X, y, X_valid, y_valid)
 
     def in_units_of(self,
         gain, # Hz
@@ -443,11 +480,12 @@ class CellWindow:
         return (self.center - size//2).round().long().clamp(min=0).minimum(last)
 
     def data(self)->FitData:
-        "Features and rates"
+        "Features and rates, where the cell was recorded"
         place = self.filters.basis, self.corner.tolist(), self.filters.window
         train, valid = self.train_movie, self.valid_movie
-        return FitData(X=train.window(*place), y=train.rates[:, self.cell],
-                       X_valid=valid.window(*place), y_valid=valid.rates[:, self.cell])
+        rows, rows_valid = train.recorded(self.cell), valid.recorded(self.cell)
+        return FitData(X=train.window(*place)[rows], y=train.rates[rows, self.cell],
+                       X_valid=valid.window(*place)[rows_valid], y_valid=valid.rates[rows_valid, self.cell])
 
     def penalty(self,
         locality, # width of the envelope, pooled pixels
@@ -549,7 +587,8 @@ def fit_cell(self:LN,
     weights, bias = self.refine(window, data, start)
     shift = window.train_movie.shift
     self.linear.set_filter(window.cell, weights.view(len(self.linear.basis), -1), bias, window.corner, shift)
-    return data.X @ weights + bias, data.X_valid @ weights + bias
+    return (window.train_movie.at_recorded(window.cell, data.X @ weights + bias),
+            window.valid_movie.at_recorded(window.cell, data.X_valid @ weights + bias))
 
 # %% ../nbs/08_baselines.ipynb #f63d9608
 @patch
@@ -611,6 +650,10 @@ def _check_frames(
                          f"found {tuple(shape)}")
     if n_cells != model.n_units:
         raise InputError(f"{name} frames: expected {model.n_units} cells as in the model's n_units, found {n_cells}")
+    lost = frames.rates.cpu()[torch.from_numpy(frames.index)].isnan().all(0)
+    if lost.any():
+        raise InputError(f"{name} frames: expected some in which each cell was recorded, "
+                         f"found none for cell {int(lost.nonzero()[0])}; split another way, or leave that cell out")
 
 # %% ../nbs/08_baselines.ipynb #dc0e8b3e
 def _to_json(
@@ -627,7 +670,10 @@ def rates_correlation(self:LN,
 )->list: # of each cell
     "Correlation of recorded and predicted rates"
     rates = torch.cat([self.output(piece) for piece in drive.split(8192)])
-    return _to_json(correlation(movie.rates, rates))
+    if not rates.isnan().any(): return _to_json(correlation(movie.rates, rates))
+    rows = [movie.recorded(cell) for cell in range(self.n_units)]
+    each = [correlation(movie.rates[r, cell][:, None], rates[r, cell][:, None]) for cell, r in enumerate(rows)]
+    return _to_json(torch.cat(each))
 
 # %% ../nbs/08_baselines.ipynb #b5837629
 @patch
@@ -863,13 +909,25 @@ def refine(self:GLM,
 
 # %% ../nbs/08_baselines.ipynb #dfb2d793
 @patch
+def spike_sources(self:GLM,
+    cell, # its number
+    counts, # of all cells, (time, n_cells)
+)->torch.Tensor: # (time, 1), or with coupling (time, n_cells)
+    "The spikes that the functions of the past see; the cell's own are NaN where it was not recorded"
+    own = counts[:, cell:cell + 1]
+    if not self.coupling or not counts.isnan().any(): return counts if self.coupling else own
+    others = without_gaps(counts)
+    others[:, cell] = own[:, 0]
+    return others
+
+@patch
 def spike_features(self:GLM,
     cell, # its number
     movie, # Pooled
 )->torch.Tensor: # (frames, sources*8)
     "What the functions of the past see before each frame, in the cell's own spikes or with coupling in those of all"
     frames, pieces = movie.frames, []
-    sources = frames.counts if self.coupling else frames.counts[:, cell:cell + 1]
+    sources = self.spike_sources(cell, torch.as_tensor(frames.counts))
     for index in movie.index.split(4096):
         spikes = recent_spikes(sources, index, self.spike_basis.shape[1], frames.blocks)
         pieces.append(torch.einsum("btj,kt->bjk", spikes, self.spike_basis).flatten(1))
@@ -895,10 +953,12 @@ def with_spikes(self:GLM,
 )->FitData: # spike features beside its own, and spike counts for its rates
     "What stimulus and spike history are fitted to together"
     cell, train, valid = window.cell, window.train_movie, window.valid_movie
-    return FitData(X=torch.cat([data.X, self.spike_features(cell, train)], 1),
-                   y=self.spike_targets(cell, train),
-                   X_valid=torch.cat([data.X_valid, self.spike_features(cell, valid)], 1),
-                   y_valid=self.spike_targets(cell, valid))
+    rows, rows_valid = train.recorded(cell), valid.recorded(cell)
+    both = FitData(X=torch.cat([data.X, self.spike_features(cell, train)[rows]], 1),
+                   y=self.spike_targets(cell, train)[rows],
+                   X_valid=torch.cat([data.X_valid, self.spike_features(cell, valid)[rows_valid]], 1),
+                   y_valid=self.spike_targets(cell, valid)[rows_valid])
+    return both.finite()
 
 # %% ../nbs/08_baselines.ipynb #b732cd67
 def _past_penalties(
@@ -923,6 +983,7 @@ def fit_spike_history(self:GLM,
     "Stimulus and spike history of one cell together, where there are spike counts"
     if window.train_movie.frames.counts is None: return
     data, n = self.with_spikes(window, data), len(w)
+    if not len(data.X) or not len(data.X_valid): return    # never recorded long enough for a past
     past = data.X[:, n:]
     no_past = torch.zeros(past.shape[1])
     w, b, _ = poisson_path(data, _past_penalties(penalty, past), torch.cat([w, no_past]), b)
@@ -939,7 +1000,7 @@ def _check_counts(
     "The counts fit movie and model, or an InputError"
     counts = torch.as_tensor(counts, dtype=torch.float32)
     expected = (len(frames.stimulus), n_units)
-    if counts.shape == expected: return counts
+    if counts.shape == expected: return without_gaps(counts)
     raise InputError(f"counts: expected (frames, cells) = {expected}, found {tuple(counts.shape)}")
 
 @patch

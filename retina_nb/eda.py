@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.linalg import solve, toeplitz
@@ -180,7 +181,7 @@ def plot_raster(
         raise InputError(f"{rec.path}: expected spike counts in train/response/binned for a raster, found none")
     window = _window(len(rec.train), rec.hz, start, seconds)
     ax = _axes(ax)
-    counts = rec.train.counts[window].round().astype(int)
+    counts = np.nan_to_num(rec.train.counts[window]).round().astype(int)
     times = [_spike_times(c, window.start, rec.hz) for c in counts.T]
     colors = [f"C{i % 2}" for i in range(rec.n_cells)]
     ax.eventplot(times, color=colors, linelengths=.8, linewidths=.8)
@@ -190,6 +191,12 @@ def plot_raster(
     return ax
 
 # %% ../nbs/01_eda.ipynb #26e7d017
+def _mean(x):
+    "Mean along the first axis, of what was recorded; NaN where nothing was"
+    if not np.isnan(x).any(): return x.mean(0, dtype=float)
+    n = (~np.isnan(x)).sum(0)
+    return np.where(n, np.nansum(x, 0, dtype=float)/np.maximum(n, 1), np.nan)
+
 def _to_hz(rec):
     "Factor from the recording's unit to Hz"
     return rec.hz if rec.response == "binned" else 1
@@ -200,7 +207,7 @@ def mean_rates(
 ) -> np.ndarray: # Hz, (segments, n_cells)
     "Mean firing rate of each cell in segments of the training movie"
     pieces = np.array_split(rec.train.rates, min(segments, len(rec.train)))
-    return np.stack([piece.mean(0, dtype=float) for piece in pieces])*_to_hz(rec)
+    return np.stack([_mean(piece) for piece in pieces])*_to_hz(rec)
 
 # %% ../nbs/01_eda.ipynb #a5aebaf7
 def _mean_lines(ax, values, **kwargs):
@@ -259,7 +266,7 @@ def plot_repeats(
     ax = _axes(ax)
     ax.imshow(rates, cmap="gray_r", aspect="auto", interpolation="nearest", vmin=0, extent=extent)
     ax.set(xlabel="time (s)", ylabel="repeat")
-    ax.set(title=f"Repeats, {rec.cell_names[index]} (black: {rates.max():.0f} Hz)")
+    ax.set(title=f"Repeats, {rec.cell_names[index]} (black: {np.nanmax(rates, initial=0):.0f} Hz)")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     return ax
 
@@ -277,7 +284,7 @@ def plot_psth(
     ax = _axes(ax)
     lines = ax.plot(edges[:-1], rates.T, color="0.75", lw=.7)
     lines[0].set_label(f"{len(rates)} repeats")
-    ax.plot(edges[:-1], rates.mean(0), color="C0", label="mean")
+    ax.plot(edges[:-1], _mean(rates), color="C0", label="mean")
     ax.set(xlabel="time (s)", ylabel="firing rate (Hz)", title=f"PSTH, {rec.cell_names[index]}")
     ax.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
     ax.legend(loc="upper right", ncols=2, fontsize="small")
@@ -291,20 +298,38 @@ def _standardise(x):
     return x/np.where(sd > 1e-9, sd, np.nan)
 
 # %% ../nbs/01_eda.ipynb #631e34be
+def _pairwise(x):
+    "Correlation among the columns of x (time, n), each two over the frames that both have; NaN where nothing varies"
+    return pd.DataFrame(x).corr(min_periods=2).to_numpy()
+
 def _check_repeats(repeats, what):
     if len(repeats) >= 2: return
     raise InputError(f"{what}: expected 2 repeats of the test movie or more, found {len(repeats)}")
+
+def _recorded_pairs(repeats):
+    "The same, each pair over the frames that both of its repeats have"
+    each_cell = [_pairwise(cell.T) for cell in np.moveaxis(repeats, 2, 0)]    # (repeats, repeats) each
+    return np.stack(each_cell, 2)[np.tril_indices(len(repeats), -1)]
 
 def repeat_correlation(
     repeats, # (repeats, time, n_cells)
 ) -> np.ndarray: # (pairs of repeats, n_cells)
     "Correlation of each cell's response between each two repeats; NaN for a cell that does not fire in one of them"
     _check_repeats(repeats, "reliability")
+    if np.isnan(repeats).any(): return _recorded_pairs(repeats)
     z = _standardise(repeats)
     correlation = np.einsum("rtn,stn->rsn", z, z)/repeats.shape[1]
     return correlation[np.tril_indices(len(repeats), -1)]
 
 # %% ../nbs/01_eda.ipynb #d885f27d
+def _mean_of_pairs(r, repeats):
+    "Mean correlation over the pairs of repeats that a cell has, (n_cells,)"
+    has_repeat = ~np.isnan(repeats).all(1)    # (repeats, n_cells)
+    one, other = np.tril_indices(len(repeats), -1)
+    has_both = has_repeat[one] & has_repeat[other]
+    if has_both.all(): return r.mean(0)
+    return np.array([pairs[both].mean() if both.any() else np.nan for pairs, both in zip(r.T, has_both.T)])
+
 def plot_reliability(
     rec, # a Recording
     ax=None, # matplotlib Axes; a new figure if None
@@ -314,7 +339,7 @@ def plot_reliability(
     ax = _axes(ax)
     cell = np.tile(np.arange(rec.n_cells), len(r))
     sns.stripplot(x=cell, y=r.ravel(), color="0.6", size=3, jitter=.15, ax=ax)
-    _mean_lines(ax, r.mean(0), color="C0", lw=2)
+    _mean_lines(ax, _mean_of_pairs(r, _repeats(rec)), color="C0", lw=2)
     ax.axhline(0, color="0.8", lw=.8, zorder=0)
     ax.set(ylabel="correlation", title="Reliability between repeats", xlim=(-.6, rec.n_cells - .4))
     _name_cells(ax.xaxis, rec)
@@ -323,6 +348,7 @@ def plot_reliability(
 # %% ../nbs/01_eda.ipynb #d6c683bb
 def _correlate(x):
     "Correlation among the columns of x (time, n_cells)"
+    if np.isnan(x).any(): return _pairwise(x)
     z = _standardise(x)
     return z.T @ z/len(z)
 
@@ -330,14 +356,14 @@ def signal_correlation(
     repeats, # (repeats, time, n_cells)
 ) -> np.ndarray: # (n_cells, n_cells)
     "Correlation among cells of their means over repeats"
-    return _correlate(repeats.mean(0, dtype=float))
+    return _correlate(_mean(repeats))
 
 def noise_correlation(
     repeats, # (repeats, time, n_cells)
 ) -> np.ndarray: # (n_cells, n_cells)
     "Correlation among cells of what differs from one repeat to the next"
     _check_repeats(repeats, "noise correlation")
-    noise = repeats - repeats.mean(0, dtype=float)
+    noise = repeats - _mean(repeats)
     return _correlate(noise.reshape(-1, repeats.shape[2]))
 
 # %% ../nbs/01_eda.ipynb #e7ce71f3
@@ -378,7 +404,7 @@ def _spikes_ahead(
     use = full_history(part, lags)
     use = use[use < frames]
     spikes = np.zeros((frames + lags - 1, responses.shape[1]), np.float32)
-    spikes[use] = responses[use]
+    spikes[use] = np.nan_to_num(responses[use])    # none where a cell was not recorded
     return np.lib.stride_tricks.sliding_window_view(spikes, lags, axis=0)
 
 # %% ../nbs/01_eda.ipynb #e206485e
@@ -552,6 +578,10 @@ def _square(rec, cell):
     def around(center): return slice(max(0, center - radius), center + radius + 1)
     return around(fields.row[cell]), around(fields.column[cell])
 
+def _recorded(rec, cell, t):
+    "Those frames in which a cell was recorded"
+    return t[~np.isnan(rec.train.rates[t, cell])]
+
 def _mean_light(patches): return patches.mean((1, 2), dtype=np.float32)
 
 # %% ../nbs/01_eda.ipynb #e31cb0b2
@@ -571,7 +601,7 @@ def local_light(
     lag = receptive_fields(rec).lag[cell]
     rows, columns = _square(rec, cell)
     movie = rec.train.stimulus
-    t = full_history(rec.train, lag + 1)
+    t = _recorded(rec, cell, full_history(rec.train, lag + 1))
     pixels = len(t)*movie[0, rows, columns].size
     t = t[::max(1, -(-pixels//max_pixels))]
     patches = movie[t - lag, rows, columns]  # (samples, rows, columns)
@@ -641,7 +671,7 @@ def filtered_light(
     rows, columns = _square(rec, cell)
     light = _mean_light(rec.train.stimulus[:max_frames, rows, columns])
     drive = np.convolve(light - light.mean(), course)[:len(light)]
-    t = full_history(rec.train, len(course))
+    t = _recorded(rec, cell, full_history(rec.train, len(course)))
     t = t[t < len(light)]
     sd = max(drive[t].std(), 1e-9)
     return drive[t]/sd, rec.train.rates[t, cell]*_to_hz(rec)
@@ -693,7 +723,7 @@ def _most_reliable(rec):
     "Index of the cell with the highest correlation between repeats"
     if len(rec.test.repeats) < 2: return 0
     with np.errstate(all="ignore"):
-        reliability = repeat_correlation(_repeats(rec)).mean(0)
+        reliability = _mean_of_pairs(repeat_correlation(_repeats(rec)), _repeats(rec))
     return int(np.nan_to_num(reliability, nan=-1).argmax())
 
 # %% ../nbs/01_eda.ipynb #cc114093

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 
-from .data import H5_ERRORS, InputError, archive_url, fetch_archive, write_recording
+from .data import InputError, absolute_path, write_recording
+from .fetching import archive_url, fetch_archive
+from .hdf5 import _dataset, _open, _read
+from .inputs import printable
 
 # %% ../nbs/20_public.ipynb #a6ea0d82
 def flash_movie(
@@ -44,9 +46,9 @@ def read_flash_cell(
 ) -> FlashCell:
     "Stimulus and spikes of one cell"
     try:
-        with h5py.File(path, "r") as f:
-            stimulus, spikes = f["stimulus"][:].astype(float), f["spikes"][:].astype(float)
-    except H5_ERRORS as e:
+        with _open(path) as f:
+            stimulus, spikes = (_read(_dataset(f, name)).astype(float) for name in ("stimulus", "spikes"))
+    except InputError as e:
         raise InputError(f"{path}: expected an HDF5 file with 'stimulus' and 'spikes', cannot read it ({e}); "
                          "download it again") from None
     times, flash = _times_and_flash(path, stimulus)
@@ -153,6 +155,6 @@ def fetch_public(
         raise InputError(f"recording: expected one of {', '.join(public_recordings)}, found '{name}'")
     chosen = public_recordings[name]
     files = fetch_archive(dest, url or chosen.url, only or chosen.only, chosen.checksum)
-    if chosen.read: files = [chosen.read(files, Path(dest)/f"{name}.h5")]
-    for path in files: print(path)
+    if chosen.read: files = [chosen.read(files, absolute_path(dest)/f"{name}.h5")]
+    for path in files: print(printable(path))
     print(f"{name}: licence: {chosen.licence}; please cite {chosen.citation}", file=sys.stderr)

@@ -18,7 +18,7 @@ from scipy.signal import lfilter, oaconvolve
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
-from .data import InputError, old_names, write_recording
+from .data import InputError, absolute_path, old_names, write_recording
 
 # %% ../nbs/07_simulation.ipynb #e785eb67
 HZ = 100   # frames per second
@@ -438,7 +438,7 @@ def _check(path, stimulus, **numbers):
         low, high = _LIMITS[name]
         if not low <= value <= high: raise InputError(f"{name}: expected {low} to {high}, found {value}")
     if stimulus not in _MOVIES: raise InputError(f"stimulus: expected {' or '.join(_MOVIES)}, found {stimulus}")
-    if Path(path).is_dir(): raise InputError(f"{path}: expected the name of a file to write, found a folder")
+    if absolute_path(path).is_dir(): raise InputError(f"{path}: expected the name of a file to write, found a folder")
 
 # %% ../nbs/07_simulation.ipynb #0e21daf7
 _BAR = "{l_bar}{bar}| {n:.0f}/{total:.0f} s of movie, {remaining} left"
@@ -464,10 +464,9 @@ def simulate_recording(
     total = seconds + test_seconds
     with tqdm(total=total, desc="simulating", unit="s", disable=not progress, bar_format=_BAR) as bar:
         # writing the frames fills the rates and the spike times
-        write_recording(path, train.play(bar), train.spikes.times[0],
-                        test_stimulus=test.play(bar), test_spikes=test.spikes.times,
-                        hz=HZ, blocks=blocks, truth=truth)
-    return Path(path)
+        return write_recording(path, train.play(bar), train.spikes.times[0],
+                               test_stimulus=test.play(bar), test_spikes=test.spikes.times,
+                               hz=HZ, blocks=blocks, truth=truth)
 
 # %% ../nbs/07_simulation.ipynb #f3fc7524
 __getattr__ = old_names(__name__)  # names of before

@@ -110,3 +110,24 @@ def test_rates_in_the_order_of_the_frames(cls):
     assert (np.diff(valid.index) < 0).any()
     x, _ = valid.__getitems__(range(len(valid)))
     torch.testing.assert_close(model.predict_movie(valid), model(valid.scale(x)), atol=.05, rtol=1e-3)
+
+@pytest.mark.parametrize("cls", [LN, GLM])
+def test_a_cell_that_was_lost(cls):
+    "Solved on the frames in which each cell was recorded; the other cell is as it was"
+    whole, lost = part(2, frames=1500), part(2, frames=1500)
+    lost.rates[600:700, 0] = lost.counts[600:700, 0] = lost.rates[1400:, 0] = lost.counts[1400:, 0] = np.nan
+    model, summary, valid = solved(cls, (8, 14, 11), 2, lost, pool=1)
+    reference, expected, _ = solved(cls, (8, 14, 11), 2, whole, pool=1)
+    rates = model.predict_movie(valid)
+    assert rates.isfinite().all() and min(summary["valid_corr"]) > .3
+    np.testing.assert_allclose(summary["valid_corr"], expected["valid_corr"], atol=.08)
+    alike = [np.corrcoef(a, b)[0, 1] for a, b in zip(rates.T, reference.predict_movie(valid).T)]
+    assert min(alike) > .8, alike
+    if cls is GLM:
+        assert model.knows_spike_history and model.spike_weights.isfinite().all()
+        assert model.predict_with_history(valid, lost.counts).isfinite().all()
+
+def test_a_cell_without_frames_to_learn_from():
+    lost = part(2, frames=600)
+    lost.rates[:480, 1] = np.nan
+    with pytest.raises(InputError, match="training frames: expected some in which each cell was recorded, found none for cell 1"): solved(LN, (4, 14, 11), 2, lost)
