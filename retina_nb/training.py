@@ -10,9 +10,9 @@ __all__ = ['monitors', 'models', 'poisson_loss', 'corr_in_batch', 'Scores', 'his
            'run_folders', 'load_runs', 'config_without_seed', 'rebuild', 'check_settings', 'check_processes',
            'stimulus_clock', 'on_stimulus_clock', 'TrainValid', 'epoch_sampler', 'train_valid_frames',
            'already_batched', 'make_loaders', 'run_config', 'start_folder', 'quiet_lightning', 'Progress',
-           'make_trainer', 'fit_settings', 'as_started', 'run_of', 'fit', 'run_trainer', 'finish_run', 'start_trainer',
-           'rate_module', 'finish_training', 'solve', 'predict', 'parse_settings', 'model_for', 'history_frames',
-           'train_run']
+           'make_trainer', 'fit_settings', 'as_started', 'feeding', 'run_of', 'fit', 'run_trainer', 'finish_run',
+           'start_trainer', 'rate_module', 'finish_training', 'solve', 'predict', 'parse_settings', 'model_for',
+           'history_frames', 'train_run']
 
 # %% ../nbs/05_training.ipynb #9e3658db
 import ast, copy, ctypes, hashlib, json, logging, os, platform, sys, time, warnings
@@ -704,7 +704,7 @@ def start_folder(
 
 def _check_same_run(out, config, written):
     "A run goes on with the settings that it was started with"
-    before = {"in_memory": True, "clock": "auto", "stimulus_clock": None, **_before_monitor}
+    before = {"in_memory": True, "clock": "auto", "stimulus_clock": None, "batches": config.get("batches"), **_before_monitor}
     written = {**before, **written, "model": model_path(written["model"])}
     may_change = ("epochs", "patience", "versions", "data", "trainer")
     as_written = json.loads(json.dumps(config))
@@ -796,6 +796,13 @@ def as_started(
 
 _before_monitor = {"monitor": "valid_corr"}
 
+def feeding(model, wish, out, resume):
+    "How the model is fed; a run from before there was a choice goes on with windows"
+    config = Path(out)/"config.json"
+    is_older = resume and config.exists() and "batches" not in json.loads(config.read_text())
+    model.choose_batches("windows" if is_older and model.batches else wish)
+    return model.batches
+
 def run_of(model, out):
     "The run that a training has left; its model's class is known, so nothing is imported"
     run = Run(out, trust=True)
@@ -818,6 +825,7 @@ def fit(
     monitor="valid_loss", # what says which epoch is the best: valid_loss, or valid_corr as in the reference project
     seed=0, # of the split, the order of the frames, noise and dropout
     clock="auto", # of a full-field stimulus: auto, the steady one if the spikes follow that; file, as the file has it
+    batches="auto", # windows, stretches of neighbouring frames, or auto: the faster, where a model takes either
     resume=False, # go on with the run in `out`, if there is one
     workers=2, # processes that read ahead, where the recording is not in memory
     progress=True, # show a progress bar
@@ -832,6 +840,7 @@ def fit(
                             lr=lr, epochs=epochs, patience=patience, monitor=monitor, clock=clock)
     if resume: settings = as_started(out, settings)
     check_settings(model, rec, settings)
+    settings["batches"] = feeding(model, batches, out, resume)
     settings["stimulus_clock"] = stimulus_clock(rec, clock)
     trainer, trainer_log = start_trainer(out, model, settings, progress, precision, **trainer_kwargs)
     frames = train_valid_frames(model, rec, settings)
