@@ -762,7 +762,7 @@ def choose_batches(self:BNCNN, wish="auto"):
 def dataset(self:BNCNN, frames): return Stretches(frames) if self.batches == "stretches" else frames
 
 @patch
-def items_in_batch(self:BNCNN, batch_size): return math.ceil(batch_size/4) if self.batches == "stretches" else batch_size
+def items_in_batch(self:BNCNN, batch_size): return max(2, math.ceil(batch_size/4)) if self.batches == "stretches" else batch_size
 
 @patch
 def drive_batch(self:BNCNN, batch, scale):

@@ -52,7 +52,7 @@ class Stretches(Dataset):
     "Stretches of a movie, each with the history of its first frame, and the rates at its wanted frames"
     def __init__(self,
         frames, # Frames
-        length=16, # of a stretch, frames
+        length=8, # of a stretch, frames
     ):
         self.frames = frames
         self.nbytes = frames.nbytes
@@ -89,7 +89,7 @@ class Stretches(Dataset):
 def stretches_pay(
     weight_shape, # of the first convolution: (channels, history, kernel height, kernel width)
     size, # height and width of a frame
-    length=16, # of a stretch, frames
+    length=8, # of a stretch, frames
 )->bool:
     "Is the first layer faster by Fourier transform of stretches than window by window?"
     _, history, *kernel = weight_shape
