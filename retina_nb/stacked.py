@@ -15,6 +15,7 @@ from torch import nn
 
 from .data import InputError
 from .bncnn import BNCNN, RateModel, one_of, positive_int
+from .stretches import stretches_pay, stretch_convolution
 
 # %% ../nbs/04_stacked.ipynb #d34b428a
 class StackedConv(nn.Module):
@@ -56,12 +57,23 @@ class StackedConvBNCNN(BNCNN):
             self.sequential[i] = PositiveBatchNorm(norm.num_features, norm.eps, norm.momentum)
 
     def conv(self, chans_in, chans, ksize): return StackedConv(chans_in, chans, ksize, self.hyperparams["bias"])
-    def shares_frames(self): return False
 
-    def first_maps(self, frames):
-        "Window by window, since the dropout between the two convolutions is each window's own"
-        windows = frames.unfold(1, self.img_shape[0], 1).movedim(-1, 2)  # (stretches, time, history, height, width)
-        return self.sequential[0](windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+# %% ../nbs/04_stacked.ipynb #b8d19c3f
+@patch
+def shares_frames(self:StackedConvBNCNN)->bool:
+    size = [n + 2*self.pad for n in self.img_shape[1:]]
+    conv = self.sequential[0].conv2
+    return type(self).drive is BNCNN.drive and stretches_pay(conv.weight.shape, size, length=1)
+
+@patch
+def first_maps(self:StackedConvBNCNN, frames):
+    "The first convolution window by window, the second by Fourier transform"
+    stack = self.sequential[0]
+    windows = frames.unfold(1, self.img_shape[0], 1).movedim(-1, 2)         # (stretches, time, history, height, width)
+    maps = stack.dropout(stack.conv1(windows.flatten(0, 1)))
+    padded = F.pad(maps, [self.pad]*4)
+    filtered = stretch_convolution(padded, stack.conv2.weight, stack.conv2.bias)
+    return filtered.squeeze(1).unflatten(0, windows.shape[:2])
 
 # %% ../nbs/04_stacked.ipynb #37077135
 class LinearStackedBNCNN(RateModel):
