@@ -175,8 +175,8 @@ def time_fit_steps(self:Case,
     clock = Clock(2, 2 + steps)
     with tempfile.TemporaryDirectory() as out:
         fit(self.model, rec or self.rec, Path(out)/"run", split="random", epochs=1, patience=0,
-            batch_size=self.batch_size, batches=self.batches, progress=False, workers=workers, callbacks=[clock], accelerator=device.type,
-            limit_train_batches=steps + 3, limit_val_batches=1)
+            batch_size=self.batch_size, batches=self.batches, progress=False, workers=workers, callbacks=[clock],
+            accelerator=device.type, limit_train_batches=steps + 3, limit_val_batches=1)
     return clock.seconds
 
 # %% ../nbs/10_benchmarks.ipynb #bc0f3fad
@@ -439,7 +439,8 @@ def bench_other_loops(table, rec, steps, rounds, settings):
     bench_fit(table, head, "stacked: loop / bare step from ready features", 4*steps, rounds)
 
 # %% ../nbs/10_benchmarks.ipynb #7ba38c74
-_papers = {name: paper_hyperparams[name] for name in ("chans", "ksizes", "bias", "bnorm_d", "bn_moment", "noise", "softplus")}
+_of_recording = ("img_shape", "n_units")
+_papers = {name: value for name, value in paper_hyperparams.items() if name not in _of_recording}
 
 def _for_a_frame(case, n):
     "A function that times some bare steps, s for a frame"
@@ -486,7 +487,8 @@ def bench_sequences(table, rec, steps, rounds, settings):
     what = "cnnbilstm, history 40: "
     table.add_rates(f"{what}loop / bare step", side_by_side(loop, along, rounds))
     for other, case in (("windows that share frames", shared), ("windows one by one", single)):
-        table.add_rates(f"{what}step, carried along / {other}", side_by_side(along, _for_a_frame(case, few), min(rounds, 3)))
+        times = side_by_side(along, _for_a_frame(case, few), min(rounds, 3))
+        table.add_rates(f"{what}step, carried along / {other}", times)
 
 # %% ../nbs/10_benchmarks.ipynb #716cdd4c
 def bench_step_memory(table, path, settings):

@@ -311,8 +311,9 @@ class RateModel(nn.Module):
         wish="auto", # auto, windows or stretches
     ):
         "Settle how it is fed; auto leaves that to the model"
+        if wish == "auto": return
         name = type(self).__name__
-        if wish != "auto": raise InputError(f"{name}: batches: expected auto, as it is fed in one way only, found {wish!r}")
+        raise InputError(f"{name}: batches: expected auto, as it is fed in one way only, found {wish!r}")
 
     def dataset(self,
         frames, # Frames: windows of the movie and the rates at their newest frame
@@ -762,7 +763,10 @@ def choose_batches(self:BNCNN, wish="auto"):
 def dataset(self:BNCNN, frames): return Stretches(frames) if self.batches == "stretches" else frames
 
 @patch
-def items_in_batch(self:BNCNN, batch_size): return max(2, math.ceil(batch_size/4)) if self.batches == "stretches" else batch_size
+def items_in_batch(self:BNCNN, batch_size):
+    "Frames, or a quarter as many stretches"
+    if self.batches == "windows": return batch_size
+    return max(2, math.ceil(batch_size/4))
 
 @patch
 def drive_batch(self:BNCNN, batch, scale):

@@ -38,7 +38,8 @@ class CNNBiLSTM(RateModel):
         if h["convgc"]:
             raise InputError("CNNBiLSTM: convgc: expected False, as the LSTM keeps no map in which a cell has a place, found True")
         if h["patch"] > self.img_shape[0]:
-            raise InputError(f"CNNBiLSTM: patch: expected at most the {self.img_shape[0]} frames of history, found {h['patch']}")
+            raise InputError(f"CNNBiLSTM: patch: expected at most the {self.img_shape[0]} frames of history, "
+                             f"found {h['patch']}")
         self.cnn_layers, n_features = self.make_cnn()
         dropout = h["dropout"] if h["layers"] > 1 else 0
         self.bilstm = nn.LSTM(n_features, h["hidden"], h["layers"], batch_first=True, bidirectional=True,
@@ -141,7 +142,8 @@ def predict_movie(self:CNNBiLSTM, frames, batch_size=128):
 @patch
 def _weights(self:CNNBiLSTM, layer, direction=""):
     "The four tensors of a layer of the LSTM, in one direction"
-    return [getattr(self.bilstm, f"{kind}_l{layer}{direction}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    kinds = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+    return [getattr(self.bilstm, f"{kind}_l{layer}{direction}") for kind in kinds]
 
 @patch
 def _single_step(self:CNNBiLSTM,

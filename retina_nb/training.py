@@ -819,7 +819,7 @@ def fit(
     fractions=(.9, .1), # of the training movie, for training and validation; the test movie is never touched
     scale="unit", # unit, zscore or raw
     epochs=None, # at most; the model's own if None: 100, and 0 for baselines
-    batch_size=32, # frames, all processes together; AdaptiveSubunits takes a quarter as many segments of 3 s
+    batch_size=32, # frames, all processes together; a quarter as many stretches, or segments of AdaptiveSubunits
     lr=None, # learning rate; the model's own if None
     patience=10, # epochs without a better validation loss before stopping; 0 never stops early
     monitor="valid_loss", # what says which epoch is the best: valid_loss, or valid_corr as in the reference project
