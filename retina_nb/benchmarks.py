@@ -7,7 +7,7 @@ __all__ = ['device', 'quick_form', 'now', 'timed', 'SideBySide', 'side_by_side',
            'step_flops', 'machine', 'plot_benchmarks', 'write_benchmarks', 'run_benchmarks']
 
 # %% ../nbs/10_benchmarks.ipynb #8c1dc35c
-import json, platform, subprocess, sys, tempfile, time
+import contextlib, io, json, platform, subprocess, sys, tempfile, time
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -24,7 +24,8 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from .bncnn import RateModel, trained_parameters
+from .bncnn import RateModel, paper_hyperparams, trained_parameters
+from .cnnbilstm import CNNBiLSTM
 from .data import Frames, InputError, Recording, Scaling, atomic_write, old_names, write_recording
 from .stacked import LinearStackedBNCNN
 from .training import (BatchSampler, FiringRates, epoch_sampler, fastest_layout, fit, keep_freed_memory,
@@ -90,16 +91,19 @@ class Case:
         name="bncnn", # model: a class, one of `models`, or module:Class; a head stands on a new BNCNN
         history=1, # frames
         batch_size=32, # frames
+        batches="auto", # windows, stretches of neighbouring frames, or auto
         **settings, # hyperparameters that differ from the model's own
     ):
         torch.manual_seed(0)
         self.rec, self.name, self.history = rec, name, history
-        self.batch_size, self.settings = batch_size, settings
+        self.batch_size, self.batches, self.settings = batch_size, batches, settings
         self.model = self.make_model()
     def make_model(self):
         kind = load_class(self.name)
-        if kind.base: return kind(model_for(self.rec, kind.base, self.history, **self.settings))
-        return model_for(self.rec, kind, self.history, **self.settings)
+        with contextlib.redirect_stdout(io.StringIO()):  # what suits a recording is said elsewhere
+            model = model_for(self.rec, kind.base or kind, self.history, **self.settings)
+        model.choose_batches(self.batches)
+        return kind(model) if kind.base else model
     @property
     def n_items(self): return self.model.items_in_batch(self.batch_size)
     @cached_property
@@ -111,6 +115,8 @@ class Case:
         order = epoch_sampler(self.model, len(self.dataset), movie=None, seed=0)
         items = next(iter(BatchSampler(order, self.n_items)))
         return self.dataset.__getitems__(items)
+    @cached_property
+    def frames_in_batch(self): return len(self.batch()[1])
 
 # %% ../nbs/10_benchmarks.ipynb #ece452dc
 @patch
@@ -169,8 +175,8 @@ def time_fit_steps(self:Case,
     clock = Clock(2, 2 + steps)
     with tempfile.TemporaryDirectory() as out:
         fit(self.model, rec or self.rec, Path(out)/"run", split="random", epochs=1, patience=0,
-            batch_size=self.batch_size, progress=False, workers=workers, callbacks=[clock], accelerator=device.type,
-            limit_train_batches=steps + 3, limit_val_batches=1)
+            batch_size=self.batch_size, batches=self.batches, progress=False, workers=workers, callbacks=[clock],
+            accelerator=device.type, limit_train_batches=steps + 3, limit_val_batches=1)
     return clock.seconds
 
 # %% ../nbs/10_benchmarks.ipynb #bc0f3fad
@@ -230,7 +236,7 @@ from retina_nb.benchmarks import Case, Recording
 rec, cases = Recording(sys.argv[1]), {}
 for line in sys.stdin:
     name, history, settings, steps = json.loads(line)
-    key = name, history
+    key = name, history, str(settings)
     if key not in cases: cases[key] = Case(rec, name, history, **settings)
     print(cases[key].time_reference_steps(steps), flush=True)
 '''
@@ -297,37 +303,53 @@ def reading(
 
 # %% ../nbs/10_benchmarks.ipynb #b5d92b3f
 _memory_script = '''
-import sys
+import json, os, sys
 import numpy as np
-from retina_nb.benchmarks import DataLoader, Frames, OneByOne, Recording
-way, small, path = sys.argv[1:]
+from retina_nb.benchmarks import Case, DataLoader, Frames, OneByOne, Recording
+ways, args = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 def memory(key): # bytes
     for line in open("/proc/self/status"):
         if line.startswith(key): return int(line.split()[1])*1024
-def work(path):
-    rec = Recording(path, in_memory=way != "lazy")
-    if way == "reference": next(iter(DataLoader(OneByOne(rec.train, 40), 32, shuffle=True)))
-    else: Frames(rec.train, history=40).__getitems__(list(range(0, 32*60, 60)))
-    return np.prod(rec.train.stimulus.shape)
-work(small)
-before = memory("VmRSS")
-size = work(path)
-print((memory("VmHWM") - before)/size)
+def first_batch(way, small, path):
+    def work(path):
+        rec = Recording(path, in_memory=way != "lazy")
+        if way == "reference": next(iter(DataLoader(OneByOne(rec.train, 40), 32, shuffle=True)))
+        else: Frames(rec.train, history=40).__getitems__(list(range(0, 32*60, 60)))
+        return np.prod(rec.train.stimulus.shape)
+    work(small)
+    before = memory("VmRSS")
+    size = work(path)
+    return (memory("VmHWM") - before)/size
+def step(way, path, settings):
+    case = Case(Recording(path), "bncnn", 40, batches=way, **settings)
+    case.batch()
+    before = memory("VmRSS")
+    case.time_bare_steps(1)
+    return (memory("VmHWM") - before)/case.frames_in_batch/1e6
+measure = dict(first_batch=first_batch, step=step)[sys.argv[3]]
+for way in ways:
+    if not os.fork(): # a process of its own, whose highest mark starts anew
+        print(float(measure(way, *args)), flush=True)
+        os._exit(0)
+    if os.wait()[1]: sys.exit(1)
 '''
+
+def _memory_of(ways, measure, *args):
+    "What the script measures for each way, in processes of their own"
+    if not sys.platform.startswith("linux"): return dict.fromkeys(ways, np.nan)
+    command = [sys.executable, "-c", _memory_script, json.dumps(ways), json.dumps(args), measure]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if not done.returncode: return dict(zip(ways, map(float, done.stdout.split())))
+    raise InputError("benchmark: expected to measure memory in another process, "
+                     f"found {done.stderr.strip().splitlines()[-1:]}")
 
 # %% ../nbs/10_benchmarks.ipynb #8d9742be
 def peak_memory(
-    way, # "ours", "lazy" or "reference"
     small, # a small recording, to warm up with
     path, # a recording
-): # times the size of the movie
+)->dict: # by way, times the size of the movie
     "Memory from opening a recording to its first batch of 40-frame windows"
-    if not sys.platform.startswith("linux"): return np.nan
-    command = [sys.executable, "-c", _memory_script, way, str(small), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if not done.returncode: return float(done.stdout)
-    raise InputError(f"{path}: expected to measure memory in another process, "
-                     f"found {done.stderr.strip().splitlines()[-1:]}")
+    return _memory_of(["ours", "lazy", "reference"], "first_batch", str(small), str(path))
 
 # %% ../nbs/10_benchmarks.ipynb #b763416d
 def _processor():
@@ -409,14 +431,71 @@ class _HeadOnStimuli(LinearStackedBNCNN):
 
 def bench_other_loops(table, rec, steps, rounds, settings):
     "The loop against the bare step where the reference has no such model"
-    sequences = Case(rec, "cnnbilstm", 40, **settings)
-    bench_fit(table, sequences, "cnnbilstm, history 40: loop / bare step", max(2, steps//4), rounds)
     two_segments = Case(rec, "adaptive", 40, batch_size=8)
     what = "adaptive, history 40: loop / bare step, 2 segments of 300"
     bench_fit(table, two_segments, what, max(2, steps//2), rounds, unit="segments/s")
     head, on_stimuli = Case(rec, "stacked", **settings), Case(rec, _HeadOnStimuli, **settings)
     bench_fit(table, head, "stacked: loop / bare step from the stimuli", 4*steps, rounds, bare_case=on_stimuli)
     bench_fit(table, head, "stacked: loop / bare step from ready features", 4*steps, rounds)
+
+# %% ../nbs/10_benchmarks.ipynb #7ba38c74
+_of_recording = ("img_shape", "n_units")
+_papers = {name: value for name, value in paper_hyperparams.items() if name not in _of_recording}
+
+def _for_a_frame(case, n):
+    "A function that times some bare steps, s for a frame"
+    return lambda: case.time_bare_steps(n)/(n*case.frames_in_batch)
+
+def bench_stretches(table, rec, reference, steps, rounds, settings):
+    "Stretches against windows, the loop, the reference's way and the roof"
+    papers = _papers | settings
+    stretches = Case(rec, "bncnn", 40, batches="stretches", **papers)
+    windows = Case(rec, "bncnn", 40, batch_size=8, batches="windows", **papers)
+    few = max(1, steps//4)
+    what = "papers' bncnn, history 40: "
+    def loop(): return stretches.time_fit_steps(steps)/(steps*stretches.frames_in_batch)
+    def theirs(): return reference.seconds(windows, few)/(32*few)
+    def roof(): return step_flops(windows)/multiply_rate()
+    by_stretches, by_windows = _for_a_frame(stretches, steps), _for_a_frame(windows, few)
+    table.add_rates(f"{what}step, stretches / windows", side_by_side(by_stretches, by_windows, rounds))
+    table.add_rates(f"{what}stretches: loop / bare step", side_by_side(loop, by_stretches, rounds))
+    table.add_rates(f"{what}stretches: loop / the reference's way", side_by_side(loop, theirs, min(rounds, 3)))
+    table.add_rates(f"{what}stretches / roof of windows", side_by_side(by_stretches, roof, rounds))
+    table.add_rates(f"{what}windows / roof of windows", side_by_side(by_windows, roof, min(rounds, 3)))
+
+def bench_history(table, rec, steps, rounds, settings):
+    "What history costs by stretches"
+    one = Case(rec, "bncnn", 1, **_papers | settings)
+    for history in (10, 20, 40):
+        case = Case(rec, "bncnn", history, batches="stretches", **_papers | settings)
+        times = side_by_side(_for_a_frame(case, steps), _for_a_frame(one, steps), rounds)
+        table.add_rates(f"papers' bncnn, history {history}, stretches / history 1, windows", times)
+
+class _EachWindow(CNNBiLSTM):
+    "Windows that share nothing"
+    dataset, drive_batch = RateModel.dataset, RateModel.drive_batch
+    clip_length = 1
+
+def bench_sequences(table, rec, steps, rounds, settings):
+    "CNNBiLSTM along stretches, on windows that share frames, and on windows that don't"
+    few = max(1, steps//4)
+    carried = Case(rec, "cnnbilstm", 40, **settings)
+    shared = Case(rec, "cnnbilstm", 40, carried=False, patch=1, **settings)
+    single = Case(rec, _EachWindow, 40, batch_size=8, carried=False, patch=1, **settings)
+    along = _for_a_frame(carried, few)
+    def loop(): return carried.time_fit_steps(2*few)/(2*few*carried.frames_in_batch)
+    what = "cnnbilstm, history 40: "
+    table.add_rates(f"{what}loop / bare step", side_by_side(loop, along, rounds))
+    for other, case in (("windows that share frames", shared), ("windows one by one", single)):
+        times = side_by_side(along, _for_a_frame(case, few), min(rounds, 3))
+        table.add_rates(f"{what}step, carried along / {other}", times)
+
+# %% ../nbs/10_benchmarks.ipynb #716cdd4c
+def bench_step_memory(table, path, settings):
+    "Memory of a step, either way"
+    stretches, windows = _memory_of(["stretches", "windows"], "step", str(path), _papers | settings).values()
+    what = "papers' bncnn, history 40: memory of a step, stretches / windows"
+    table.add(what, stretches, windows, "MB a frame", windows/stretches)
 
 # %% ../nbs/10_benchmarks.ipynb #6b7788dd
 def bench_costs(table, rec, rec100, steps, rounds, settings):
@@ -438,7 +517,7 @@ def bench_data(table, small, path, frames, rounds):
     "Opening a recording, and its memory"
     times = side_by_side(lambda: opening(path), lambda: reading(path), max(3, rounds))
     table.add(f"opening a recording of {frames} frames / reading its bytes", times.ours, times.other, "s", times.ratio)
-    ours, lazy, reference = (peak_memory(way, small, path) for way in ("ours", "lazy", "reference"))
+    ours, lazy, reference = peak_memory(small, path).values()
     unit = "× the movie"
     table.add("memory, first batch of 40 frames / the reference's way", ours, reference, unit, reference/ours)
     table.add("memory, the same, read lazily / the reference's way", lazy, reference, unit, reference/lazy)
@@ -571,9 +650,13 @@ def run_benchmarks(
         bench_lazy(table, path, 8*steps, rounds)
         bench_prediction(table, rec, 96*steps, rounds, settings)
         bench_costs(table, rec, Recording(hundred_cells), steps, rounds, settings)
+        bench_history(table, rec, steps, rounds, settings)
+        bench_sequences(table, rec, steps, rounds, settings)
+        if not epoch: bench_step_memory(table, small, settings)
         with Reference(small) as reference:
             bench_loops(table, rec, reference, steps, rounds, settings)
             bench_other_loops(table, rec, steps, rounds, settings)
+            bench_stretches(table, rec, reference, steps, rounds, settings)
             if epoch: bench_epoch(table, path, reference, 4*steps, settings)
     return pd.DataFrame(table.rows)
 
@@ -585,7 +668,7 @@ def _print_header(rec):
     print(f"{'first / second':<64}{'first':>12}{'second':>12} {'unit':<12}{'ratio':>8}")
 
 # %% ../nbs/10_benchmarks.ipynb #5e36972a
-quick_form = dict(frames=6000, steps=2, rounds=1, epoch=True, chans=[2, 4])
+quick_form = dict(frames=2600, steps=2, rounds=1, epoch=True, chans=[2, 4])
 
 # %% ../nbs/10_benchmarks.ipynb #4a003f2d
 __getattr__ = old_names(__name__)  # names of before

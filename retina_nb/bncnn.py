@@ -18,11 +18,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from .data import Frames, InputError, Part, old_names
+from .stretches import StretchBatch, Stretches, stretches_pay, stretch_convolution
 
 # %% ../nbs/02_bncnn.ipynb #294b3085
 hyperparams = dict(img_shape=(1, 50, 50), chans=[32, 64], ksizes=[5, 5, 3], bias=False, bnorm_d=2, bn_moment=0.1,
@@ -303,6 +305,15 @@ class RateModel(nn.Module):
     # -- how it is fed -----------------------------------------------------------------------------
     clip_length = 1          # samples that stay together in a batch, five frames from one to the next
     min_batch = 2            # a last batch with fewer samples is left out; batch normalisation needs two
+    batches = None           # "windows" or "stretches", where a model can be fed either way
+
+    def choose_batches(self,
+        wish="auto", # auto, windows or stretches
+    ):
+        "Settle how it is fed; auto leaves that to the model"
+        if wish == "auto": return
+        name = type(self).__name__
+        raise InputError(f"{name}: batches: expected auto, as it is fed in one way only, found {wish!r}")
 
     def dataset(self,
         frames, # Frames: windows of the movie and the rates at their newest frame
@@ -471,6 +482,7 @@ class BNCNN(RateModel):
         layers.append(output_nonlinearity(h["softplus"]))
         self.sequential = nn.Sequential(*layers)
         self.output = self.sequential[-1]
+        self.choose_batches()
 
     @classmethod
     def suggest(cls, given, hz, full_field=False):
@@ -707,6 +719,87 @@ def check_model(
         check_prediction(model, frames)
         check_learning(copy.deepcopy(model), frames)
         return check_fit(model, x, y, steps, lr) if model.default_epochs else math.nan
+
+# %% ../nbs/02_bncnn.ipynb #4d642529
+@patch
+def first_maps(self:BNCNN,
+    frames, # stretches, (stretches, history - 1 + time, height, width), scaled
+): # what the first convolution gives, (stretches, time, channels, height, width)
+    "The first convolution at all frames of some stretches but those of the first one's history"
+    conv = self.sequential[0]
+    return stretch_convolution(frames, conv.weight, conv.bias)
+
+@patch
+def maps_of_stretches(self:BNCNN,
+    batch, # StretchBatch, its frames scaled
+): # (wanted frames, chans[1], height, width)
+    "What the last activation gives, at the wanted frames of stretches"
+    with torch.autocast(batch.frames.device.type, enabled=False):  # there is no FFT in half precision
+        maps = self.first_maps(batch.frames.float())
+    return self.sequential[1:8](maps[batch.wanted])
+
+@patch
+def drive_stretches(self:BNCNN,
+    batch, # StretchBatch, its frames scaled
+): # (wanted frames, n_units)
+    "The drive at the wanted frames of stretches"
+    return self.readout(self.maps_of_stretches(batch))
+
+# %% ../nbs/02_bncnn.ipynb #040f2070
+@patch
+def shares_frames(self:BNCNN)->bool:
+    "Are stretches the faster way for its first convolution? A `drive` of its own takes windows"
+    if type(self).drive is not BNCNN.drive: return False
+    return stretches_pay(self.sequential[0].weight.shape, self.img_shape[1:])
+
+@patch
+def choose_batches(self:BNCNN, wish="auto"):
+    if wish not in ("auto", "windows", "stretches"):
+        raise InputError(f"{type(self).__name__}: batches: expected auto, windows or stretches, found {wish!r}")
+    automatic = "stretches" if self.shares_frames() else "windows"
+    self.batches = automatic if wish == "auto" else wish
+
+@patch
+def dataset(self:BNCNN, frames): return Stretches(frames) if self.batches == "stretches" else frames
+
+@patch
+def items_in_batch(self:BNCNN, batch_size):
+    "Frames, or a quarter as many stretches"
+    if self.batches == "windows": return batch_size
+    return max(2, math.ceil(batch_size/4))
+
+@patch
+def drive_batch(self:BNCNN, batch, scale):
+    "The drive of windows, or at the wanted frames of a StretchBatch"
+    if self.batches == "windows": return self.drive(scale(batch))
+    return self.drive_stretches(batch._replace(frames=scale(batch.frames)))
+
+# %% ../nbs/02_bncnn.ipynb #0323f7dc
+@patch
+def maps_of_movie(self:BNCNN,
+    frames, # Frames
+    batch_size=128, # frames at a time
+): # yields (numbers of some of them, their feature maps)
+    "What the last activation gives at all frames"
+    device = next(self.parameters()).device
+    if self.batches == "windows":
+        for at, windows in batches_of(frames, batch_size):
+            yield np.arange(len(frames))[at], self.feature_maps(frames.scale(windows.to(device)))
+        return
+    stretches, done = Stretches(frames, batch_size), 0
+    for _, batch in batches_of(stretches, 1):
+        n = batch.wanted.sum().item()
+        scaled = StretchBatch(frames.scale(batch.frames.to(device)), batch.wanted.to(device))
+        yield stretches.order[done:done + n], self.maps_of_stretches(scaled)
+        done += n
+
+@patch
+def predict_movie(self:BNCNN, frames, batch_size=128):
+    "Rates at all frames, in their order"
+    rates = torch.empty(len(frames), self.n_units)
+    for at, maps in self.maps_of_movie(frames, batch_size):
+        rates[at] = self.output(self.readout(maps)).float().cpu()
+    return rates
 
 # %% ../nbs/02_bncnn.ipynb #e667e2a8
 __getattr__ = old_names(__name__)  # names of before

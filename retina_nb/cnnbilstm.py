@@ -15,18 +15,21 @@ from fastcore.basics import patch
 from torch import nn
 
 from .data import InputError
-from .bncnn import (FrameItems, GaussianNoise, RateModel, batch_norm, batches_of, hyperparams, in_range, map_shape,
-                             output_nonlinearity, positive_int, rules)
+from .bncnn import (FrameItems, GaussianNoise, RateModel, batch_norm, batches_of, boolean, hyperparams, in_range,
+                             map_shape, output_nonlinearity, positive_int, rules)
+from .stretches import StretchBatch, Stretches
 
 # %% ../nbs/03_cnnbilstm.ipynb #ee36b44e
 class CNNBiLSTM(RateModel):
     "The same convolutional network for every frame, then a bidirectional LSTM over the frames"
     default_lr = 1e-4
-    defaults = hyperparams | dict(hidden=128, layers=2, dropout=0.2)
+    defaults = hyperparams | dict(hidden=128, layers=2, dropout=0.2, patch=1, carried=False)
     rules = rules | dict(
         hidden=(positive_int, "a positive whole number"),
         layers=(positive_int, "a positive whole number"),
-        dropout=(in_range(0, 1), "a number from 0 to 1"))
+        dropout=(in_range(0, 1), "a number from 0 to 1"),
+        patch=(positive_int, "a positive whole number: frames that the convolutions see in one step"),
+        carried=(boolean, "True or False: is the state carried along the movie?"))
     def __init__(self,
         **given, # hyperparameters that differ from `CNNBiLSTM.defaults`
     ):
@@ -34,6 +37,9 @@ class CNNBiLSTM(RateModel):
         h = self.hyperparams
         if h["convgc"]:
             raise InputError("CNNBiLSTM: convgc: expected False, as the LSTM keeps no map in which a cell has a place, found True")
+        if h["patch"] > self.img_shape[0]:
+            raise InputError(f"CNNBiLSTM: patch: expected at most the {self.img_shape[0]} frames of history, "
+                             f"found {h['patch']}")
         self.cnn_layers, n_features = self.make_cnn()
         dropout = h["dropout"] if h["layers"] > 1 else 0
         self.bilstm = nn.LSTM(n_features, h["hidden"], h["layers"], batch_first=True, bidirectional=True,
@@ -45,7 +51,7 @@ class CNNBiLSTM(RateModel):
     def make_cnn(self):
         "The convolutional network of a frame, and how many features it gives"
         h = self.hyperparams
-        shape, layers = (1, *self.img_shape[1:]), []
+        shape, layers = (h["patch"], *self.img_shape[1:]), []
         for chans, ksize in zip(h["chans"], h["ksizes"]):
             conv = nn.Conv2d(shape[0], chans, ksize, padding=ksize//2, bias=h["bias"])
             shape = map_shape(shape, chans, ksize, ksize//2, "CNNBiLSTM")
@@ -56,19 +62,20 @@ class CNNBiLSTM(RateModel):
         return nn.Sequential(*layers), math.prod(shape)
 
     def features(self,
-        frames, # single frames, (n, 1, height, width)
+        patches, # (n, patch, height, width)
     ): # (n, features)
-        return self.cnn_layers(frames).flatten(1)
+        return self.cnn_layers(patches).flatten(1)
 
     def readout(self,
-        sequences, # features of successive frames, (batch, history, features)
+        sequences, # features of successive patches, (batch, steps, features)
     ): # drive at the newest frame, (batch, n_units)
-        states, _ = self.bilstm(sequences)
+        states, _ = self.carry(sequences) if self.hyperparams["carried"] else self.bilstm(sequences)
         return self.batch_norm_out(self.fc(states[:, -1]))
 
     def drive(self, x):
-        frames = self.check_input(x).flatten(0, 1).unsqueeze(1)
-        return self.readout(self.features(frames).unflatten(0, x.shape[:2]))
+        patch, n_steps = self.hyperparams["patch"], self.img_shape[0]//self.hyperparams["patch"]
+        steps = self.check_input(x)[:, -n_steps*patch:].unflatten(1, (n_steps, patch))
+        return self.readout(self.features(steps.flatten(0, 1)).unflatten(0, steps.shape[:2]))
 
 # %% ../nbs/03_cnnbilstm.ipynb #093a1d8e
 class FrameBatch(NamedTuple):
@@ -89,6 +96,7 @@ def drive_frames(self:CNNBiLSTM,
     window_index, # the places of each window's frames among them, (batch, history)
 ): # drive at the newest frame of each window, (batch, n_units)
     "The drive of windows that share their frames"
+    if self.hyperparams["carried"] or self.hyperparams["patch"] > 1: return self.drive(frames[window_index])
     lstm = self.bilstm
     features = self.features(frames.unsqueeze(1)).float()
     with torch.autocast(frames.device.type, enabled=False):  # the LSTM takes weights of one precision
@@ -105,24 +113,143 @@ def drive_frames(self:CNNBiLSTM,
 # %% ../nbs/03_cnnbilstm.ipynb #22726985
 @patch
 def dataset(self:CNNBiLSTM, frames):
-    "Single frames as they are; sequences as clips"
+    "Single frames as they are; sequences as clips, or as stretches where the state is carried along"
+    if self.hyperparams["carried"]: return Stretches(frames, self.stretch_length)
     return FrameClips(frames) if self.img_shape[0] > 1 else frames
 
 @patch(as_prop=True)
-def clip_length(self:CNNBiLSTM): return 16 if self.img_shape[0] > 1 else 1
+def clip_length(self:CNNBiLSTM): return 16 if self.img_shape[0] > 1 and not self.hyperparams["carried"] else 1
 
 @patch
 def drive_batch(self:CNNBiLSTM, batch, scale):
-    "The drive of single frames, or of the windows of a FrameBatch"
-    if self.img_shape[0] == 1: return self.drive(scale(batch))
-    return self.drive_frames(scale(batch.frames), batch.window_index)
+    "The drive of single frames, of the windows of a FrameBatch, or at the wanted frames of a StretchBatch"
+    if isinstance(batch, StretchBatch): return self.drive_stretches(batch._replace(frames=scale(batch.frames)))
+    if isinstance(batch, FrameBatch): return self.drive_frames(scale(batch.frames), batch.window_index)
+    return self.drive(scale(batch))
 
 @patch
 def predict_movie(self:CNNBiLSTM, frames, batch_size=128):
     "Rates at all frames; each frame passes the convolutions once a batch"
+    if self.hyperparams["carried"]: return self.output(self.drive_movie(frames)).float().cpu()
     device = next(self.parameters()).device
     rates = torch.empty(len(frames), self.n_units)
     for at, batch in batches_of(FrameClips(frames), batch_size):
         drive = self.drive_frames(frames.scale(batch.frames.to(device)), batch.window_index.to(device))
         rates[at] = self.output(drive).float().cpu()
     return rates
+
+# %% ../nbs/03_cnnbilstm.ipynb #f3167541
+@patch
+def _weights(self:CNNBiLSTM, layer, direction=""):
+    "The four tensors of a layer of the LSTM, in one direction"
+    kinds = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+    return [getattr(self.bilstm, f"{kind}_l{layer}{direction}") for kind in kinds]
+
+@patch
+def _single_step(self:CNNBiLSTM,
+    x, # (batch, steps, values)
+    layer,
+): # (batch, steps, hidden)
+    "What the backward half makes of each step alone"
+    w, u, bias_w, bias_u = self._weights(layer, "_reverse")
+    nothing = x.new_zeros(u.shape[1])
+    i, f, g, o = (F.linear(x, w, bias_w) + F.linear(nothing, u, bias_u)).chunk(4, -1)
+    return o.sigmoid()*(i.sigmoid()*g.tanh()).tanh()
+
+@patch
+def carry(self:CNNBiLSTM,
+    x, # features of successive patches, (batch, steps, features)
+    state=None, # (h, c) of each layer before the first step; zeros if None
+): # states of the last layer, (batch, steps, both halves); the state after the last step
+    "The LSTM along a movie: forward from step to step, backward within each step"
+    lstm, after = self.bilstm, []
+    zeros = x.new_zeros(1, len(x), lstm.hidden_size)
+    for layer in range(lstm.num_layers):
+        if layer: x = F.dropout(x, lstm.dropout, self.training)
+        before = state[layer] if state else (zeros, zeros)
+        forward, *state_after = torch.lstm(x, before, self._weights(layer), True, 1, 0., self.training, False, True)
+        x = torch.cat([forward, self._single_step(x, layer)], 2)
+        after.append(tuple(state_after))
+    return x, after
+
+# %% ../nbs/03_cnnbilstm.ipynb #398e1518
+@patch(as_prop=True)
+def stretch_length(self:CNNBiLSTM):
+    "Frames of a stretch: about 64, a whole number of patches"
+    patch = self.hyperparams["patch"]
+    return math.ceil(64/patch)*patch
+
+@patch
+def patch_features(self:CNNBiLSTM,
+    frames, # (stretches, time, height, width), scaled
+): # of the patch that ends at each frame, (stretches, time - patch + 1, features)
+    patches = frames.unfold(1, self.hyperparams["patch"], 1).movedim(-1, 2)
+    return self.features(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+
+@patch
+def carry_patches(self:CNNBiLSTM,
+    features, # of the patch that ends at each frame, (stretches, time, features); the time a multiple of the patch
+    state=None, # as `carry` gives it
+): # drive at each frame, (stretches, time, n_units) before the last normalisation; the state at the end
+    "Sequences of patches that do not overlap, side by side"
+    patch = self.hyperparams["patch"]
+    sequences = features.unflatten(1, (-1, patch)).transpose(1, 2)              # (stretches, patch, steps, features)
+    states, state = self.carry(sequences.flatten(0, 1), state)
+    states = states.unflatten(0, (-1, patch)).transpose(1, 2).flatten(1, 2)     # (stretches, time, both halves)
+    return self.fc(states), state
+
+@patch
+def drive_stretches(self:CNNBiLSTM,
+    batch, # StretchBatch, its frames scaled
+): # (wanted frames, n_units)
+    "The drive at the wanted frames of stretches"
+    features = self.patch_features(batch.frames)
+    too_many = features.shape[1] % self.hyperparams["patch"]
+    with torch.autocast(features.device.type, enabled=False):  # the LSTM takes weights of one precision
+        drive, _ = self.carry_patches(features[:, too_many:].float())
+        return self.batch_norm_out(drive[:, -batch.wanted.shape[1]:][batch.wanted])
+
+@patch
+def items_in_batch(self:CNNBiLSTM, batch_size):
+    return max(2, round(batch_size/16)) if self.hyperparams["carried"] else batch_size
+
+# %% ../nbs/03_cnnbilstm.ipynb #dae8f884
+@patch
+def _drive_block(self:CNNBiLSTM,
+    frames, # Frames
+    start, # first frame of a block
+    stop, # frame after the last wanted one
+    length=256, # of a piece, frames; rounded to whole patches
+): # (stop - start, n_units)
+    "The drive at all frames of a block"
+    patch, device = self.hyperparams["patch"], next(self.parameters()).device
+    length, state, drives = math.ceil(length/patch)*patch, None, []
+    for first in range(start, stop, length):
+        n = min(math.ceil((stop - first)/patch)*patch, length)
+        index = torch.arange(first - patch + 1, first + n).clamp(start, stop - 1)
+        movie = frames.stimulus.index_select(0, index.to(frames.rates.device))
+        drive, state = self.carry_patches(self.patch_features(frames.scale(movie.to(device))[None]), state)
+        drives.append(self.batch_norm_out(drive[0]))
+    return torch.cat(drives)[:stop - start]
+
+@patch
+def drive_movie(self:CNNBiLSTM,
+    frames, # Frames
+): # (frames, n_units)
+    "The drive at all frames, in their order, the state carried from the start of each block"
+    drive = torch.full((len(frames.stimulus), self.n_units), math.nan, device=next(self.parameters()).device)
+    for start, end in zip(frames.blocks, [*frames.blocks[1:], len(drive)]):
+        wanted = frames.index[(frames.index >= start) & (frames.index < end)]
+        if len(wanted): drive[start:wanted.max() + 1] = self._drive_block(frames, start, wanted.max() + 1)
+    return drive[frames.index]
+
+@patch(as_prop=True)
+def stateful(self:CNNBiLSTM): return self.hyperparams["carried"]
+
+# %% ../nbs/03_cnnbilstm.ipynb #669a881f
+@patch(cls_method=True)
+def suggest(cls:CNNBiLSTM, given, hz, full_field=False):
+    "For sequences, a state that is carried along, and patches of 40 ms"
+    history = given["img_shape"][0]
+    if history == 1: return {}
+    return dict(carried=True, patch=min(max(1, round(.04*hz)), history//2))

@@ -262,6 +262,7 @@ CONFIG_RULES = {  # name -> its rule, and what it asks for in words
     "patience": (optional(_whole(0)), "a whole number"),
     "monitor": (one_of("valid_loss", "valid_corr"), "valid_loss or valid_corr"),
     "clock": (one_of("auto", "file"), "auto or file"),
+    "batches": (optional(one_of("windows", "stretches")), "null, windows or stretches"),
     "stimulus_clock": (optional(_clock), "null, or period, drift, rises and from_end of a clock"),
     "trainer": (_object, "options of Lightning's Trainer"),
     "together": (_list_of(_text), "names of sessions"),
@@ -269,7 +270,7 @@ CONFIG_RULES = {  # name -> its rule, and what it asks for in words
     "versions": (_object, "versions of packages")}
 
 _BEFORE = {"in_memory": True, "clock": "auto", "stimulus_clock": None, "monitor": "valid_corr"}  # where it is not written
-_MAY_LACK = (*_BEFORE, "trainer", "together", "base", "versions")
+_MAY_LACK = (*_BEFORE, "batches", "trainer", "together", "base", "versions")
 _MAY_CHANGE = ("epochs", "patience", "versions", "data", "trainer")  # while the run stays the same
 
 def check_config(
@@ -730,7 +731,7 @@ def check_same_run(
         raise InputError(f"{out}: expected a new folder, found a run; "
                          "go on with it with --resume (resume=True), or choose another --out")
     written = read_config(out)
-    written = {**_BEFORE, "base": config.get("base"), **written, "model": model_path(written["model"])}
+    written = {**_BEFORE, "base": config.get("base"), "batches": config.get("batches"), **written, "model": model_path(written["model"])}
     as_written = json.loads(json.dumps(config))
     differ = [k for k in as_written if k not in _MAY_CHANGE and written.get(k) != as_written[k]]
     if not differ: return

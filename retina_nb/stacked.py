@@ -14,7 +14,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from .data import InputError
-from .bncnn import BNCNN, RateModel, batches_of, one_of, positive_int
+from .bncnn import BNCNN, RateModel, one_of, positive_int
+from .stretches import stretches_pay, stretch_convolution
 
 # %% ../nbs/04_stacked.ipynb #d34b428a
 class StackedConv(nn.Module):
@@ -56,6 +57,23 @@ class StackedConvBNCNN(BNCNN):
             self.sequential[i] = PositiveBatchNorm(norm.num_features, norm.eps, norm.momentum)
 
     def conv(self, chans_in, chans, ksize): return StackedConv(chans_in, chans, ksize, self.hyperparams["bias"])
+
+# %% ../nbs/04_stacked.ipynb #b8d19c3f
+@patch
+def shares_frames(self:StackedConvBNCNN)->bool:
+    size = [n + 2*self.pad for n in self.img_shape[1:]]
+    conv = self.sequential[0].conv2
+    return type(self).drive is BNCNN.drive and stretches_pay(conv.weight.shape, size, length=1)
+
+@patch
+def first_maps(self:StackedConvBNCNN, frames):
+    "The first convolution window by window, the second by Fourier transform"
+    stack = self.sequential[0]
+    windows = frames.unfold(1, self.img_shape[0], 1).movedim(-1, 2)         # (stretches, time, history, height, width)
+    maps = stack.dropout(stack.conv1(windows.flatten(0, 1)))
+    padded = F.pad(maps, [self.pad]*4)
+    filtered = stretch_convolution(padded, stack.conv2.weight, stack.conv2.bias)
+    return filtered.squeeze(1).unflatten(0, windows.shape[:2])
 
 # %% ../nbs/04_stacked.ipynb #37077135
 class LinearStackedBNCNN(RateModel):
@@ -101,7 +119,11 @@ class LinearStackedBNCNN(RateModel):
         x, # stimuli, (batch, history, height, width), scaled
     )->torch.Tensor: # the BNCNN's drive, then its averaged maps, (batch, features)
         "What the frozen BNCNN makes of the stimuli; to be computed once"
-        maps = self.bncnn.feature_maps(x)
+        return self.features_of(self.bncnn.feature_maps(x))
+
+    def features_of(self,
+        maps, # feature maps of the BNCNN, (batch, chans[1], height, width)
+    )->torch.Tensor: # (batch, features)
         pooled = F.adaptive_avg_pool2d(maps, self.hyperparams["pool"])
         return torch.cat([self.bncnn.readout(maps), pooled.flatten(1)], 1)
 
@@ -142,9 +164,10 @@ class CachedFeatures(torch.utils.data.Dataset):
 def dataset(self:LinearStackedBNCNN, frames):
     "The features of all frames, computed once, where the model is"
     device = self.mean.device
-    features = [self.features(frames.scale(windows.to(device))) for _, windows in batches_of(frames, 256)]
+    features = torch.empty(len(frames), len(self.mean), device=device)
+    for at, maps in self.bncnn.maps_of_movie(frames, 256): features[at] = self.features_of(maps)
     rates = frames.rates[torch.from_numpy(frames.index).to(frames.rates.device)]
-    return CachedFeatures(torch.cat(features), rates.to(device))
+    return CachedFeatures(features, rates.to(device))
 
 @patch
 def drive_batch(self:LinearStackedBNCNN, batch, scale):
@@ -153,3 +176,11 @@ def drive_batch(self:LinearStackedBNCNN, batch, scale):
 
 @patch
 def initialise(self:LinearStackedBNCNN, train, valid): self.standardise(train.features)
+
+@patch
+def predict_movie(self:LinearStackedBNCNN, frames, batch_size=128):
+    "Rates at all frames, in their order"
+    rates = torch.empty(len(frames), self.n_units)
+    for at, maps in self.bncnn.maps_of_movie(frames, batch_size):
+        rates[at] = self.output(self.head_drive(self.features_of(maps))).float().cpu()
+    return rates

@@ -9,9 +9,9 @@ __all__ = ['poisson_loss', 'corr_in_batch', 'Moments', 'RunningPearson', 'Scores
            'check_settings', 'check_numbers', 'check_processes', 'stimulus_clock', 'on_stimulus_clock', 'TrainValid',
            'epoch_sampler', 'train_valid_frames', 'already_batched', 'make_loaders', 'run_config', 'base_checksum',
            'quiet_lightning', 'Progress', 'WholeFiles', 'KeepEpochs', 'TensorBoard', 'make_trainer', 'fit_settings',
-           'run_of', 'fit', 'run_trainer', 'finish_run', 'start_trainer', 'rate_module', 'in_folders', 'go_on',
-           'write_history', 'finish_training', 'solve', 'predict', 'parse_settings', 'model_for', 'check_history',
-           'history_frames', 'train_run']
+           'feeding', 'run_of', 'fit', 'run_trainer', 'finish_run', 'start_trainer', 'rate_module', 'in_folders',
+           'go_on', 'write_history', 'finish_training', 'solve', 'predict', 'parse_settings', 'model_for',
+           'check_history', 'history_frames', 'train_run']
 
 # %% ../nbs/05_training.ipynb #9e3658db
 import ast, copy, ctypes, hashlib, logging, platform, sys, time, warnings
@@ -707,6 +707,13 @@ def fit_settings(model, *, split="blocked", fractions=(.9, .1), scale="unit", ep
     return dict(split=split, fractions=list(fractions), scale=scale, seed=seed, batch_size=batch_size,
                 lr=lr or model.default_lr, epochs=epochs, patience=patience, monitor=monitor, clock=clock)
 
+def feeding(model, wish, out, resume):
+    "How the model is fed; a run from before there was a choice goes on with windows"
+    there = resume and (Path(out)/"config.json").exists()
+    is_older = there and "batches" not in read_config(out)
+    model.choose_batches("windows" if is_older and model.batches else wish)
+    return model.batches
+
 def run_of(model, out):
     "The run that a training has left; its model's class is known, so nothing is imported"
     run = Run(out, trust=True)
@@ -723,12 +730,13 @@ def fit(
     fractions=(.9, .1), # of the training movie, for training and validation; the test movie is never touched
     scale="unit", # unit, zscore or raw
     epochs=None, # at most; the model's own if None: 100, and 0 for baselines
-    batch_size=32, # frames, all processes together; AdaptiveSubunits takes a quarter as many segments of 3 s
+    batch_size=32, # frames, all processes together; a quarter as many stretches, or segments of AdaptiveSubunits
     lr=None, # learning rate; the model's own if None
     patience=10, # epochs without a better validation loss before stopping; 0 never stops early
     monitor="valid_loss", # what says which epoch is the best: valid_loss, or valid_corr as in the reference project
     seed=0, # of the split, the order of the frames, noise and dropout
     clock="auto", # of a full-field stimulus: auto, the steady one if the spikes follow that; file, as the file has it
+    batches="auto", # windows, stretches of neighbouring frames, or auto: the faster, where a model takes either
     resume=False, # go on with the run in `out`, if there is one
     workers=2, # processes that read ahead, where the recording is not in memory
     progress=True, # show a progress bar
@@ -743,6 +751,7 @@ def fit(
                             lr=lr, epochs=epochs, patience=patience, monitor=monitor, clock=clock)
     if resume: settings = as_started(out, settings)
     check_settings(model, rec, settings)
+    settings["batches"] = feeding(model, batches, out, resume)
     settings["stimulus_clock"] = stimulus_clock(rec, clock)
     trainer, trainer_log = start_trainer(out, model, settings, progress, precision, **trainer_kwargs)
     frames = train_valid_frames(model, rec, settings)

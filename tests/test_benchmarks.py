@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 import retina_nb.benchmarks as benchmarks
-from retina_nb.benchmarks import machine, side_by_side, timed
+from retina_nb.benchmarks import Case, machine, noise_recording, side_by_side, timed
 from retina_nb.commands import retina_bench
-from retina_nb.data import InputError
+from retina_nb.data import InputError, Recording
 
 
 def test_side_by_side():
@@ -37,3 +37,12 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert plt.get_fignums() == open_before  # no figure stays open
     assert "/" not in machine().replace("Hz / ", "") and re.search(r"\d+ threads?, torch \d", machine())
     with pytest.raises(InputError, match="--frames"): retina_bench(out=str(tmp_path/"x"), frames=10)
+
+
+def test_case_of_stretches(tmp_path):
+    "What a batch is made of may be chosen; a step's frames are counted as they are"
+    rec = Recording(noise_recording(tmp_path/"noise.h5", 400))
+    def case(batches): return Case(rec, "bncnn", 12, batches=batches, chans=[2, 2], ksizes=[5, 3])
+    stretches, windows = case("stretches"), case("windows")
+    assert (stretches.n_items, stretches.frames_in_batch) == (8, 64) and (windows.n_items, windows.frames_in_batch) == (32, 32)
+    assert stretches.time_bare_steps(1) > 0
