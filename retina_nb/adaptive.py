@@ -17,7 +17,7 @@ from torch import nn
 
 from .data import old_names
 from .baselines import cosine_basis, pool, recent_spikes
-from .bncnn import FrameItems, RateModel, in_range, log_softplus, optional, positive_int, rules
+from .bncnn import FrameItems, RateModel, in_range, log_softplus, loss_of_cells, optional, positive_int, rules
 from .first_guesses import initial_guesses
 from .quadratic import FreeFilters, minimise
 from .temporal_core import CoreTraining, TemporalCore, train_core
@@ -627,7 +627,7 @@ def calibrate(self:AdaptiveSubunits,
 @patch
 def _guess_output(self:AdaptiveSubunits, drive, rates):
     "An output that is silent below the 85th percentile of the drive"
-    mean = rates.mean(0).clamp_min(1e-3)
+    mean = rates.nanmean(0).clamp_min(1e-3)
     threshold, _ = drive.kthvalue(max(1, int(.85*len(drive))), 0)
     self.output.log_gain.copy_((3*mean).log())
     self.output.log_floor.copy_((.01*mean).log())
@@ -641,9 +641,7 @@ def fit_output(self:AdaptiveSubunits,
 ): # Poisson loss that is left, (n_units,)
     "Slope, threshold and gain of the output by maximum likelihood"
     self._guess_output(drive, rates)
-    def loss():
-        u = self.slope*drive + self.bias
-        return (self.output(u) - rates*self.output.log(u)).mean(0)
+    def loss(): return loss_of_cells(self.slope*drive + self.bias, rates, self.output)
     minimise(lambda: loss().mean(), [self.slope, self.bias, self.output.log_gain], lr=.5, max_iter=40)
     return loss()
 
@@ -712,11 +710,13 @@ def after_fit(self:AdaptiveSubunits,
     counts, drive = torch.from_numpy(part.counts), self.drive_movie(train).cpu()
     past = self._past_spikes(counts, train)
     rates = counts[train.index]/train.exposure*len(train)
+    rates = rates.masked_fill(past.isnan().any(2), math.nan)   # a gap before the frame
+    past = past.nan_to_num(0)
     prior_sd, weights = 3., torch.zeros_like(self.spike_weights).requires_grad_()
     def loss():
         u = _add_history(drive, past, weights)
         penalty = weights[:, :-1].square().sum()/2/prior_sd**2/self.n_units/train.exposure
-        return (self.output(u) - rates*self.output.log(u)).mean() + penalty
+        return loss_of_cells(u, rates, self.output).mean() + penalty
     minimise(loss, [weights], max_iter=100)
     self.spike_weights.copy_(weights)
 
@@ -774,19 +774,10 @@ def _scan_all(self:AdaptiveSubunits, frames):
 
 @patch
 @torch.no_grad()
-def _poisson_loss(self:AdaptiveSubunits,
-    drive, # (frames, n_units)
-    rates, # (frames, n_units) Hz
-): # (n_units,)
-    "Mean Poisson loss of each cell"
-    return (self.output(drive) - rates*self.output.log(drive)).mean(0)
-
-@patch
-@torch.no_grad()
 def _add_free(self:AdaptiveSubunits, train, valid, scanned):
     "Set the free filters beside the subunits"
     own, free, rates = scanned.own[0], scanned.free[0], train.rates.to(scanned.own.device)
-    def valid_loss(): return self._poisson_loss(self.free(own, free)[valid.index], rates[valid.index])
+    def valid_loss(): return loss_of_cells(self.free(own, free)[valid.index], rates[valid.index], self.output)
     def improve(): self.free.fit(own[train.index], free[train.index], rates[train.index], self.output)
     _, better = self._improved(valid, valid_loss, improve)
     return dict(valid_loss=valid_loss().mean().item(), cells_with_free_filters=int(better.sum()))

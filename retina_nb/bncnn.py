@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['hyperparams', 'paper_hyperparams', 'rules', 'GaussianNoise', 'Exponential', 'log_softplus', 'Softplus',
-           'output_nonlinearity', 'KnowsItsLog', 'log_rate', 'PixelBatchNorm', 'batch_norm', 'ReadPlaces', 'int_list',
-           'positive_int', 'boolean', 'in_range', 'optional', 'one_of', 'elementwise', 'cell_centers',
-           'validate_hyperparams', 'map_shape', 'kernels_fit', 'cut_kernels', 'RateModel', 'trained_parameters',
-           'moving_average', 'batches_of', 'FrameItems', 'BNCNN', 'check_parts', 'check_range', 'check_rates',
-           'check_gradients', 'check_rebuild', 'noise_frames', 'check_feeding', 'check_prediction', 'check_learning',
-           'deviance', 'check_fit', 'correlation', 'check_model']
+           'output_nonlinearity', 'KnowsItsLog', 'log_rate', 'loss_of_cells', 'PixelBatchNorm', 'batch_norm',
+           'ReadPlaces', 'int_list', 'positive_int', 'boolean', 'in_range', 'optional', 'one_of', 'elementwise',
+           'cell_centers', 'validate_hyperparams', 'map_shape', 'kernels_fit', 'cut_kernels', 'RateModel',
+           'trained_parameters', 'moving_average', 'batches_of', 'FrameItems', 'BNCNN', 'check_parts', 'check_range',
+           'check_rates', 'check_gradients', 'check_rebuild', 'noise_frames', 'check_feeding', 'check_prediction',
+           'check_learning', 'deviance', 'check_fit', 'correlation', 'check_model']
 
 # %% ../nbs/02_bncnn.ipynb #87319dcb
 import copy, json, math, operator
@@ -87,6 +87,18 @@ def log_rate(
     if isinstance(output, KnowsItsLog): return output.log(drive)
     if isinstance(output, nn.Softplus): return log_softplus(drive)
     return (output(drive) + 1e-8).log()
+
+# %% ../nbs/02_bncnn.ipynb #3bed12c1
+def loss_of_cells(
+    drive, # (frames, n_units)
+    rates, # (frames, n_units) Hz; NaN where a cell was not recorded
+    output, # the output nonlinearity
+)->torch.Tensor: # (n_units,)
+    "Mean Poisson loss of each cell, without the term that does not depend on the model"
+    gaps = rates.isnan()
+    loss = output(drive) - rates.masked_fill(gaps, 0)*log_rate(drive, output)
+    if not gaps.any(): return loss.mean(0)
+    return loss.masked_fill(gaps, 0).sum(0)/(~gaps).sum(0).clamp(min=1)
 
 # %% ../nbs/02_bncnn.ipynb #c61ff45f
 class PixelBatchNorm(nn.BatchNorm1d):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .baselines import Pooled, cosine_basis, covariances, features, ridge
+from .baselines import Pooled, cosine_basis, covariances, features, ridge, without_gaps
 
 # %% ../nbs/08_first_guesses.ipynb #bfca2a5b
 def _piece_sums(x, y, n_places):
@@ -114,6 +114,7 @@ class CoarseFeatures:
         self.side = max(1, round(max(frames.stimulus.shape[1:])/13)) # of a place, pixels
         self.basis = cosine_basis(frames.history, min(8, frames.history))
         self.coarse = Pooled(frames, self.side)
+        self.coarse.rates = without_gaps(self.coarse.rates)
         self.shape = self.coarse.movie.shape[1:]
         piece = max(1, min(1024, len(frames.movie)//10))
         self._thin_out(piece, most)

@@ -36,8 +36,8 @@ def absolute_path(
     try: name = os.fsdecode(path)
     except (TypeError, ValueError):
         raise InputError(f"{where}: expected the path of a file or folder, found {path!r:.80}") from None
-    if "\0" in name:
-        raise InputError(f"{where}: expected the path of a file or folder, found a zero byte in {name!r:.80}")
+    if not name or "\0" in name:
+        raise InputError(f"{where}: expected the path of a file or folder, found {name!r:.80}")
     expanded = os.path.expanduser(name)
     if expanded == name and re.match("~[^/]*/", name):
         raise InputError(f"{where}: expected an existing user after ~, found {name!r:.80}")

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .baselines import Filters, LN, Pooled, localities, pool, poisson_fit
-from .bncnn import log_rate, log_softplus, positive_int
+from .bncnn import log_softplus, loss_of_cells, positive_int
 from .first_guesses import CoarseFeatures, centre_and_spread, local_gain
 
 
@@ -170,9 +170,10 @@ def fit_cell(self:Quadratic,
     penalties = [torch.kron(each_function, window.penalty(locality)) for locality in localities[1:]]
     fit = min(self._square_fits(data, start, penalties), key=lambda fit: fit.loss)
     self._set_cell(window, start, fit, mean)
-    drives = [_terms(X, start, fit.filters) @ fit.weights for X in (data.X, data.X_valid)]
-    self.output.fit(window.cell, drives[0], data.y)
-    return tuple(drives)
+    drive, drive_valid = (_terms(X, start, fit.filters) @ fit.weights for X in (data.X, data.X_valid))
+    self.output.fit(window.cell, drive, data.y)
+    return (window.train_movie.at_recorded(window.cell, drive),
+            window.valid_movie.at_recorded(window.cell, drive_valid))
 
 @patch
 def _set_cell(self:Quadratic, window, linear, fit, mean):
@@ -270,9 +271,7 @@ def fit(self:FreeFilters,
     scale = free.std(0).clamp_min(1e-6)
     params = [self.own, self.free, self.bias, *output.parameters()]
     for p in params: p.requires_grad_(True)
-    def loss():
-        drive = self(own, free/scale)
-        return (output(drive) - rates*log_rate(drive, output)).mean()
+    def loss(): return loss_of_cells(self(own, free/scale), rates, output).mean()
     minimise(loss, params, max_iter=100)
     for p in (self.own, self.free, self.bias): p.requires_grad_(False)
     self.free /= scale

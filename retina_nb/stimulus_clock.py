@@ -152,14 +152,14 @@ def _leaky_means(light, hz):
 
 def explained_variance(
     levels, # (time,)
-    rates, # (time, n_cells)
+    rates, # (time, n_cells); NaN where a cell was not recorded
     hz, # frames a second
 )->float: # share, mean over cells
     "How much of the rates a regression on the light of the last second explains"
     light = (levels - levels.mean())/levels.std()
     seen = _leaky_means(light, hz)
     x = np.concatenate([seen, seen**2], 1)
-    x, y = x - x.mean(0), rates - rates.mean(0)
+    x, y = x - x.mean(0), np.nan_to_num(rates - np.nanmean(rates, 0))
     gram, xy = x.T @ x, x.T @ y
     weights = np.linalg.solve(gram + 1e-6*np.trace(gram)/len(gram)*np.eye(len(gram)), xy)
     removed = (weights*(2*xy - gram @ weights)).sum(0)

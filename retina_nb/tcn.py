@@ -230,7 +230,7 @@ def initialise(self:TCN,
     self.mean.copy_(pixels.mean())
     self.sd.copy_(pixels.std().clamp_min(1e-3))
     index = torch.from_numpy(frames.index).to(frames.rates.device)
-    self.bias.copy_(_inverse_softplus(frames.rates[index].mean(0).clamp_min(.1)))
+    self.bias.copy_(_inverse_softplus(frames.rates[index].nanmean(0).clamp_min(.1)))
     self._set_where(self._squared_correlations(train, spread(100)))
 
 # %% ../nbs/19_tcn.ipynb #fe49a575

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .baselines import cosine_basis
-from .bncnn import log_rate, moving_average
+from .bncnn import log_rate, loss_of_cells, moving_average
 
 
 # %% ../nbs/08_temporal_core.ipynb #43775623
@@ -133,26 +133,20 @@ class CoreTraining:
         self.weight[train_index] = 1
         self.valid_index = valid_index
 
-    def loss(self,
-        net, # core and output
-        drive, # (..., n_units)
-        rates, # (..., n_units) Hz
-    )->torch.Tensor: # (..., n_units)
-        "Poisson loss of each frame and cell"
-        return net[1](drive) - rates*log_rate(drive, net[1])
-
     @torch.no_grad()
     def valid_loss(self, net):
         "Poisson loss of each cell on the validation frames, (n_units,)"
         drive = torch.cat([net[0].whole(self.inputs[None, a:b])[0] for a, b in self.blocks])
-        return self.loss(net, drive[self.valid_index], self.rates[self.valid_index]).mean(0)
+        return loss_of_cells(drive[self.valid_index], self.rates[self.valid_index], net[1])
 
     def batch_loss(self, frames, inside):
         "Mean loss of the training frames of some pieces"
         wanted = frames[:, self.net[0].context:]
         weight = self.weight[wanted]*inside.to(self.weight.device)
-        loss = self.loss(self.net, self.net[0](self.inputs[frames]), self.rates[wanted]).mean(2)
-        return (loss*weight).sum()/weight.sum().clamp_min(1)
+        drive, rates = self.net[0](self.inputs[frames]), self.rates[wanted]
+        gaps = rates.isnan()
+        loss = self.net[1](drive) - rates.masked_fill(gaps, 0)*log_rate(drive, self.net[1])
+        return (loss.masked_fill(gaps, 0).mean(2)*weight).sum()/weight.sum().clamp_min(1)
 
     def step(self, optimizer, length, generator):
         "One step on 16 pieces from anywhere"

@@ -150,3 +150,42 @@ def test_core_sees_no_other_block_and_no_later_frame(with_core):
     movie = rec.train.stimulus.copy()
     movie[1200:] = 0
     np.testing.assert_allclose(predict(run, movie, rec.blocks)[755:1200], rates[755:1200], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "tcn", "quadratic"])
+def test_cells_that_were_not_recorded_all_the_time(recording, tmp_path, kind):
+    "Gaps of one cell leave weights and scores finite, and say nothing against the other"
+    rec = Recording(recording)
+    for values in (rec.train.rates, rec.train.counts): values[400:700, 1] = np.nan
+    settings = dict(spike_history=4) if kind == "adaptive" else {}
+    run = train_run(rec, kind, tmp_path/"run", history=6, epochs=2, settings=settings, progress=False)
+    assert all(value.isfinite().all() for name, value in run.model.state_dict().items()
+               if value.is_floating_point() and name not in ("exposure", "free.quadratic.locality"))
+    assert np.isfinite(predict(run, rec.test.stimulus)[6:]).all() and np.isfinite(run.results["valid_loss"])
+    assert results_table([run]).test_corr.notna().all()
+
+
+def contrast_recording(path):
+    "A cell of the squares of two pixels' differences: no linear filter sees it"
+    rng = np.random.default_rng(0)
+    def movie(n): return rng.integers(0, 256, (n, 12, 12), dtype=np.uint8)
+    def spikes(m):
+        a, b = ((m[:, 6, x].astype(float) - m[:, 5, x])/128 for x in (5, 6))
+        return [np.flatnonzero(rng.random(len(m)) < .25*np.roll(a**2 + b**2, 2))/60]
+    train, test = movie(9000), movie(900)
+    return write_recording(path, train, spikes(train), test_stimulus=test, test_spikes=[spikes(test) for _ in range(5)], hz=60)
+
+
+def test_free_filters_find_what_round_subunits_cannot(tmp_path):
+    "Squares of oriented filters beside the subunits, kept by validation; old weights load without them"
+    rec = Recording(contrast_recording(tmp_path/"contrast.h5"))
+    scores = {}
+    for squares in (None, 2):
+        run = train_run(rec, "adaptive", tmp_path/f"{squares}", history=6, epochs=3, patience=0, progress=False,
+                        settings=dict(squares=squares, core=None))
+        scores[squares] = results_table([run]).test_corr.iloc[0]
+    assert run.results["cells_with_free_filters"] == 1 and scores[2] > scores[None] + .1, scores
+    old = {name: value for name, value in run.model.state_dict().items() if not name.startswith("free.")}
+    fresh = AdaptiveSubunits(**run.model.hyperparams)
+    fresh.load_state_dict(old)
+    assert fresh.free.free.eq(0).all() and fresh.free.own.eq(1).all()
