@@ -179,7 +179,7 @@ def retina_simulate(
 @cli_errors
 def retina_train(
     data:str=None, # recording, .h5; several, A.h5,B.h5, for models with a core to share
-    model:str="bncnn", # adaptive, tcn, bncnn, cnnbilstm, stacked, stackedconv, ln, glm, or module:Class for one of your own
+    model:str="bncnn", # adaptive, tcn, bncnn, cnnbilstm, stacked, stackedconv, ln, quadratic, glm, or module:Class for one of your own
     history:int=None, # frames of stimulus in a window; for adaptive, tcn, ln and glm 400 ms if not given, else 1
     split:str="blocked", # blocked, stratified or random
     epochs:int=None, # at most; 100 if not given
@@ -343,7 +343,7 @@ def _end_with(problems):
 @cli_errors
 def retina_sweep(
     data:str=None, # recording, .h5
-    model:str="bncnn", # adaptive, tcn, bncnn, cnnbilstm, stacked, stackedconv, ln, glm, or module:Class for one of your own
+    model:str="bncnn", # adaptive, tcn, bncnn, cnnbilstm, stacked, stackedconv, ln, quadratic, glm, or module:Class for one of your own
     space:str="lr=1e-4:1e-2:log", # what varies: hyperparameters, history, batch_size, lr, scale, as in "noise=0,.05"
     search:str="random", # random, or grid: every combination
     trials:int=20, # of a random search, over all processes
@@ -464,7 +464,7 @@ def _demo_options(name, out, protocol, epochs, hz, simulated):
 @cli_errors
 def retina_leak(
     data:str=None, # recording, .h5
-    model:str="bncnn", # adaptive, tcn, bncnn, cnnbilstm, stacked, stackedconv, ln, glm, or module:Class for one of your own
+    model:str="bncnn", # adaptive, tcn, bncnn, cnnbilstm, stacked, stackedconv, ln, quadratic, glm, or module:Class for one of your own
     history:int=1, # frames of stimulus in a window
     epochs:int=4, # for each split
     seed:int=0, # of weights, split and order
