@@ -103,9 +103,9 @@ def test_overview(tmp_path, size, hz):
 
 def test_demo(tmp_path, monkeypatch, capsys):
     "Where training or predicting of a model fails the others get their table, and a line says which and why"
-    from retina_nb import commands, results
+    from retina_nb import commands, evaluation
     def predicted(run, *args): return predict(run, *args) if run.model_name == "LN" else 1/0
-    monkeypatch.setattr(results, "predict", predicted)
+    monkeypatch.setattr(evaluation, "predict", predicted)
     monkeypatch.setattr(commands, "SMALL_SETTINGS", {"ln": {}, "bncnn": dict(chans=[2, 2]), "cnnbilstm": dict(hidden=0)})
     rec = record(tmp_path/"flicker.h5", seconds=25)
     retina_demo(data=str(rec), epochs=1, out=str(tmp_path/"demo"))

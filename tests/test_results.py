@@ -229,7 +229,7 @@ def test_leak(tmp_path):
     np.testing.assert_allclose(table.gap, table.val_corr - table.test_corr)
     assert (tmp_path/"leak/leak.png").stat().st_size > 1000 and "leak.csv" in p.stdout
     p = shell(tmp_path, "retina_leak", "--data", "nowhere.h5")
-    assert p.returncode == 2 and p.stderr.startswith("retina_leak: nowhere.h5")
+    assert p.returncode == 2 and p.stderr.startswith(f"retina_leak: {tmp_path/'nowhere.h5'}")
 
 
 def test_glm_with_and_without_spike_history(tmp_path):
@@ -257,6 +257,7 @@ def test_glm_where_the_spikes_of_repeats_are_unknown(tmp_path):
     path = record(tmp_path/"noise.h5")
     with h5py.File(path, "r+") as f:
         for cell in f["test/repeats"]: f[f"test/repeats/{cell}"][:] *= 1.1
+        for response in f["test/response"]: f[f"test/response/{response}"][:] *= 1.1
     table = results_table([train_run(Recording(path), "glm", tmp_path/"glm", history=6, progress=False)]).set_index("model")
     assert np.isnan(table.test_corr["GLM with spike history"]) and table.val_corr.notna().all() and table.test_corr["GLM"] > 0
     write_results([load_run(tmp_path/"glm")], tmp_path/"out")
