@@ -103,6 +103,7 @@ class AdaptiveSubunits(RateModel):
         squares=(optional(positive_int), "None or a positive whole number"),
         core=(optional(positive_int), "None or a positive whole number"),
         spike_history=(optional(positive_int), "None or a positive whole number"))
+    before = dict(core=None, squares=None)
     prior_sd = dict(place=2, late=2, log_width=.3, log_ratio=.3, time=.5, threshold=.3,
                     log_power=.2, log_weight=1, share=1, log_tau=.7) # see "A prior from physiology"
 

@@ -276,6 +276,7 @@ class RateModel(nn.Module):
     # -- what it is --------------------------------------------------------------------------------
     defaults = hyperparams   # all hyperparameters, with the values that hold where none is given
     rules = rules            # how each is checked, and what is said where it is wrong
+    before = {}              # what holds for runs from before a hyperparameter was there
     base = None              # name of the model that is trained first, on whose weights this one stands
     stateful = False         # does a rate depend on more of the movie than the window?
 
@@ -759,10 +760,12 @@ def drive_stretches(self:BNCNN,
 
 # %% ../nbs/02_bncnn.ipynb #040f2070
 @patch
-def shares_frames(self:BNCNN)->bool:
+def shares_frames(self:BNCNN,
+    times=4, # at least so many times as fast
+)->bool:
     "Are stretches the faster way for its first convolution? A `drive` of its own takes windows"
     if type(self).drive is not BNCNN.drive: return False
-    return stretches_pay(self.sequential[0].weight.shape, self.img_shape[1:])
+    return stretches_pay(self.sequential[0].weight.shape, self.img_shape[1:], times=times)
 
 @patch
 def choose_batches(self:BNCNN, wish="auto"):

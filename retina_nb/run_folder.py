@@ -424,8 +424,9 @@ class _NoLargerThan(TorchFunctionMode):
 def _build(run, state):
     "The model of a run, new"
     largest = max((value.numel() for value in state.values()), default=0)
+    hyperparams = run.model_class.before | run.config["hyperparams"]
     try:
-        with _NoLargerThan(10*largest + 10**7): return build_model(run.model_class, run.config["hyperparams"]).eval()
+        with _NoLargerThan(10*largest + 10**7): return build_model(run.model_class, hyperparams).eval()
     except Exception as e:
         raise InputError(f"{run.path/'config.json'}: expected hyperparameters of {run.model_name}, found that it cannot be built: {e}") from None
 

@@ -60,10 +60,10 @@ class StackedConvBNCNN(BNCNN):
 
 # %% ../nbs/04_stacked.ipynb #b8d19c3f
 @patch
-def shares_frames(self:StackedConvBNCNN)->bool:
+def shares_frames(self:StackedConvBNCNN, times=4)->bool:
     size = [n + 2*self.pad for n in self.img_shape[1:]]
     conv = self.sequential[0].conv2
-    return type(self).drive is BNCNN.drive and stretches_pay(conv.weight.shape, size, length=1)
+    return type(self).drive is BNCNN.drive and stretches_pay(conv.weight.shape, size, length=1, times=times)
 
 @patch
 def first_maps(self:StackedConvBNCNN, frames):

@@ -96,6 +96,7 @@ def stretches_pay(
     weight_shape, # of the first convolution: (channels, history, kernel height, kernel width)
     size, # height and width of a frame
     length=8, # of a stretch, frames
+    times=1, # by how much
 )->bool:
     "Is the first layer faster by Fourier transform of stretches than window by window?"
     _, history, *kernel = weight_shape
@@ -103,4 +104,4 @@ def stretches_pay(
     places = np.prod([n - k + 1 for n, k in zip(size, kernel)])
     by_windows = history*np.prod(kernel)*places/np.prod(size)     # multiplications for each pixel of a channel
     by_stretches = 200 + 100*(length + history - 1)/length        # what takes as long
-    return bool(by_windows > by_stretches)
+    return bool(by_windows > times*by_stretches)

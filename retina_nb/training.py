@@ -14,7 +14,7 @@ __all__ = ['poisson_loss', 'corr_in_batch', 'Moments', 'RunningPearson', 'Scores
            'check_history', 'history_frames', 'train_run']
 
 # %% ../nbs/05_training.ipynb #9e3658db
-import ast, copy, ctypes, hashlib, logging, platform, sys, time, warnings
+import ast, copy, ctypes, hashlib, logging, multiprocessing, platform, sys, time, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import lru_cache
@@ -546,6 +546,8 @@ def train_valid_frames(
 # %% ../nbs/05_training.ipynb #e7c9a33e
 def already_batched(batch): return batch  # datasets give whole batches
 
+_main_guard = 'a script has to train under if __name__ == "__main__":, or with workers=0'
+
 def make_loaders(
     model, # a RateModel
     frames, # TrainValid of Frames
@@ -563,6 +565,8 @@ def make_loaders(
     min_batch = max(model.min_batch, world) if model.min_batch > 1 else 1
     samplers = TrainValid(BatchSampler(order, **batch, min_batch=min_batch), BatchSampler(range(len(valid)), **batch))
     if not isinstance(movie, LazyMovie): workers = 0
+    if workers and multiprocessing.parent_process():
+        raise InputError(f"workers: expected a training in the main process, found one in a process that reads ahead; {_main_guard}")
     def loader(dataset, sampler):
         return DataLoader(dataset, batch_sampler=sampler, collate_fn=already_batched,
                           num_workers=workers, persistent_workers=workers > 0)
@@ -793,6 +797,9 @@ def run_trainer(
         except SystemExit: pass  # how Lightning leaves after Ctrl-C
         except InputError as e:  # a worker puts its traceback before the message
             raise InputError(str(e).rpartition("InputError: ")[2]) from None
+        except RuntimeError as e:
+            if "exited unexpectedly" not in str(e): raise
+            raise InputError(f"workers: expected processes that read ahead, found that one has ended; {_main_guard}") from None
     if not trainer.interrupted: return
     if trainer.global_rank: sys.exit(130)  # the first process says it
     raise KeyboardInterrupt(f"stopped in epoch {trainer.current_epoch}; "

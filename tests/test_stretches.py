@@ -124,7 +124,7 @@ def noise(tmp_path_factory):
 
 def trained(noise, out, **how):
     torch.manual_seed(0)
-    return fit(model_for(noise, "bncnn", 20, chans=[2, 3], ksizes=[9, 3]), noise, out, **{**dict(epochs=2, batch_size=32, progress=False), **how})
+    return fit(model_for(noise, "bncnn", 20, chans=[2, 3], ksizes=[9, 3]), noise, out, **{**dict(epochs=2, batch_size=32, batches="stretches", progress=False), **how})
 
 
 def test_run(noise, tmp_path):
@@ -152,7 +152,7 @@ def test_run_of_before(noise, tmp_path):
     del checkpoint["config"]
     torch.save(checkpoint, tmp_path/"run/last.ckpt")
     straight = trained(noise, tmp_path/"straight", batches="windows")
-    went_on = trained(noise, tmp_path/"run", resume=True)
+    went_on = trained(noise, tmp_path/"run", batches="auto", resume=True)
     assert went_on.history.drop(columns="seconds").equals(straight.history.drop(columns="seconds"))
 
 
