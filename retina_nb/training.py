@@ -565,7 +565,8 @@ def make_loaders(
     min_batch = max(model.min_batch, world) if model.min_batch > 1 else 1
     samplers = TrainValid(BatchSampler(order, **batch, min_batch=min_batch), BatchSampler(range(len(valid)), **batch))
     if not isinstance(movie, LazyMovie): workers = 0
-    if workers and multiprocessing.parent_process():
+    is_child = multiprocessing.parent_process() is not None
+    if workers and is_child and multiprocessing.get_start_method() != "fork":  # which starts the script over
         raise InputError(f"workers: expected a training in the main process, found one in a process that reads ahead; {_main_guard}")
     def loader(dataset, sampler):
         return DataLoader(dataset, batch_sampler=sampler, collate_fn=already_batched,
