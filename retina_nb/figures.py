@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from .evaluation import Evaluation, by_recording, evaluations, read_history
+from .evaluation import Evaluation, by_recording, evaluations
 from .metrics import nanmean, pearson, percentile_interval
 from .results import papers_pairs
 
@@ -54,7 +54,7 @@ def _draw_curves(ax, every, score, ylabel):
     "One score of every run, epoch by epoch"
     colours = _colours(every)
     for e in every:
-        history, colour = read_history(e.run), colours[e.label]
+        history, colour = e.run.history, colours[e.label]
         ax.plot(history.epoch + 1, history[f"train_{score}"], **_train_style, color=colour)
         ax.plot(history.epoch + 1, history[f"valid_{score}"], **_valid_style, color=colour, label=e.label)
     ax.set(xlabel="epoch", ylabel=ylabel)

@@ -16,8 +16,7 @@ def printable(
     text, # of whatever origin: a path, a name from a file
 ) -> str: # without control characters, and without what no terminal can print
     "Text that can be printed anywhere, in one line"
-    as_escapes = str(text).encode(errors="backslashreplace").decode()
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda m: repr(m[0])[1:-1], as_escapes)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 class InputError(ValueError):
     "A mistake in the input, explained in one line: what was expected, what was found, where, and what to do"

@@ -16,7 +16,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from .data import InputError
-from .evaluation import by_recording, common_cells, evaluations, printable, read_history
+from .evaluation import by_recording, common_cells, evaluations
+from .inputs import printable
 from .figures import (ceilings_figure, cells_figure, figure_style, learning_curves, papers_figure,
                                rates_figure)
 from .results import (beside_papers, beside_published, cells_table, columns, csv_text, differences, format_table,
@@ -138,7 +139,7 @@ _rates_text = "Where the cells fire most, in each part. Grey band: range over th
 MOST_RATES = 12     # models whose rates are drawn
 _FEW_EPOCHS = 4     # fewer say nothing about a course
 
-def _long_trained(every): return [e for e in every if len(read_history(e.run)) >= _FEW_EPOCHS]
+def _long_trained(every): return [e for e in every if len(e.run.history) >= _FEW_EPOCHS]
 
 def _rates_sections(every):
     "The rates of each model; of very many the best"

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from .data import old_names
-from .evaluation import by_recording, common_cells, evaluate, evaluations, printable, read_history
+from .evaluation import by_recording, common_cells, evaluate, evaluations
+from .inputs import printable
 from .metrics import (block_length, cc_norm_or_0, interval, nanmean, paired, pearson_or_0,
                                percentile_interval)
 from .training import config_without_seed
@@ -93,7 +94,7 @@ def _results_row(evaluation, group, signal_only):
 # %% ../nbs/06_results.ipynb #fa63a977
 def _run_facts(evaluation):
     "What a row says beside scores"
-    run, history = evaluation.run, read_history(evaluation.run)
+    run, history = evaluation.run, evaluation.run.history
     return dict(model=evaluation.label, history=run.config["history"], split=run.config["split"],
                 params=sum(p.numel() for p in run.model.parameters()),
                 epochs=len(history), seconds=history.seconds.sum())

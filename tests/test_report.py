@@ -11,7 +11,8 @@ from scipy import stats
 from retina_nb import evaluation, report
 from retina_nb.bncnn import BNCNN, hyperparams
 from retina_nb.data import InputError, Part, Recording, write_recording
-from retina_nb.evaluation import Evaluation, common_cells, evaluate, evaluations, printable, read_rates, steadiness
+from retina_nb.evaluation import Evaluation, common_cells, evaluate, evaluations, read_rates, steadiness
+from retina_nb.inputs import printable
 from retina_nb.report import Section, html_report, markdown_report, print_summary, report_sections, write_results
 from retina_nb.results import cells_table, csv_text, differences, notes, results_table, seeds_table, short_table
 from retina_nb.training import Run, fit
