@@ -665,6 +665,7 @@ def test_fetch_breaks_off(server, fetch, tmp_path):
     assert code == 0 and files(tmp_path/"data") == ["data.zip", "data.zip.sha256", *published], err
 
 
+@pytest.mark.slow
 def test_fetch_says_what_is_wrong(server, fetch, tmp_path):
     result = fetch(tmp_path/"a", "--url", f"{server.url}/missing.zip")
     assert explained(result, "404", "missing.zip") and not files(tmp_path/"a"), result

@@ -187,6 +187,7 @@ def test_nothing_stays_behind(tmp_path, request, name, settings):
 
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available.*", "ignore:.*without cuDNN.*")
+@pytest.mark.slow
 def test_nothing_stays_behind_of_two_recordings(tmp_path, gpu):
     for name in "ab": (tmp_path/name).mkdir()
     runs = train_sessions([write(tmp_path/name) for name in "ab"], "adaptive", tmp_path/"run", history=5, settings=dict(subunits=3, n_basis=4), epochs=1, batch_size=200, progress=False, strategy=gpu)
@@ -194,6 +195,7 @@ def test_nothing_stays_behind_of_two_recordings(tmp_path, gpu):
 
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available.*", "ignore:.*without cuDNN.*")
+@pytest.mark.slow
 def test_benchmarks_measure_on_the_device(tmp_path, monkeypatch, gpu):
     monkeypatch.setattr(benchmarks, "device", torch.device("cuda:0"))
     rec = write(tmp_path)

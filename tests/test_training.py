@@ -117,7 +117,7 @@ def wait_for_epoch(path, n, process, limit=120):
     raise AssertionError(f"no epoch {n} in time: {process.communicate()}")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_stop_and_resume(recording, tmp_path, how):
     "A run that was stopped in the middle and resumed gives the same numbers as one that was not"
     args = ["--data", recording, *SMALL, "--epochs", 6, "--out"]
