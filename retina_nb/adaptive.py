@@ -417,7 +417,10 @@ class Segments(FrameItems):
 def dataset(self:AdaptiveSubunits, frames): return Segments(frames)
 
 @patch
-def items_in_batch(self:AdaptiveSubunits, batch_size): return math.ceil(batch_size/4)
+def items_in_batch(self:AdaptiveSubunits, batch_size):
+    "A quarter as many segments, or fewer where hundreds of cells would fill the memory"
+    for_memory = max(1, 800//self.n_units)
+    return min(math.ceil(batch_size/4), for_memory)
 
 # %% ../nbs/11_adaptive.ipynb #c40fcf39
 def _movie_piece(frames, first, last, start):
@@ -603,12 +606,11 @@ def _scaled_currents(self:AdaptiveSubunits,
 ): # excitation and inhibition of each
     "Set grey level, time courses and unit so that subunits have variance 1 and the excitation a mean of 1"
     self.grey.copy_(_mean_over(frames, torch.mean))
-    u = [self.subunits(x) for x in frames]
-    power = _mean_over(u, lambda v: v.flatten(2).square().mean(2))           # (n_units, pathways)
-    rms = power.sqrt().clamp_min(1e-6)[..., None, None]
-    self.time /= rms
+    def power(x): return self.subunits(x).flatten(2).square().mean(2)        # (n_units, pathways)
+    rms = _mean_over(frames, power).sqrt().clamp_min(1e-6)[..., None, None]
     self.unit.fill_(1)
-    currents = [self.currents(v/rms[..., None]) for v in u]
+    currents = [self.currents(self.subunits(x)/rms[..., None]) for x in frames]  # not kept: hundreds of cells would fill the memory
+    self.time /= rms
     excitation = _mean_over(currents, lambda c: c[0].mean((0, 1)))
     self.unit.copy_(excitation.clamp_min(1e-6))
     return [c/self.unit for c in currents]
