@@ -130,11 +130,6 @@ class AdaptiveSubunits(RateModel):
         equal_cost = min(36, round(12*100/hz))  # as many as cost the same a second of movie
         return dict(subunits=equal_cost) if hz < 100 else {}
 
-    def load_state_dict(self, state_dict, *args, **kwargs):
-        "Weights from before there were free filters or a core leave them as they are, changing nothing"
-        added = {name: value for name, value in self.state_dict().items() if name.startswith(("free.", "core."))}
-        return super().load_state_dict(added | state_dict, *args, **kwargs)
-
 # %% ../nbs/11_adaptive.ipynb #0043ccb4
 @patch
 def _add_window(self:AdaptiveSubunits):

@@ -156,6 +156,7 @@ def _square_fits(self:Quadratic,
         loss = F.softplus(drive) - data.y_valid/gain*log_softplus(drive)
         yield _SquareFit(filters, weights, loss.mean().item())
 
+# %% ../nbs/08_quadratic.ipynb #60aa7989
 @patch
 def fit_cell(self:Quadratic,
     window, # CellWindow
@@ -185,6 +186,7 @@ def _set_cell(self:Quadratic, window, linear, fit, mean):
     for filters, weights in zip(self.squared, fit.filters.T): set_filter(filters, weights.contiguous())
     self.weights[window.cell] = fit.weights[1:]
 
+# %% ../nbs/08_quadratic.ipynb #9cb8d344
 @patch
 def solve(self:Quadratic,
     windows, # a CellWindow for each cell

@@ -376,6 +376,7 @@ def read_checkpoint(
         raise InputError(f"{path}: expected the weights and the history of a training, found another checkpoint ({e})") from None
     return Checkpoint(state, rows, config)
 
+# %% ../nbs/05_run_folder.ipynb #5133109a
 def _of_one_run(config, other):
     "Are two configs those of one run, as far as that is known?"
     return not (config and other) or config_checksum(config) == config_checksum(other)
@@ -386,6 +387,7 @@ def _same_rows(some, others):
     def scores(rows): return str([[float(row[name]) for name in monitors] for row in rows[:n]])
     return scores(some) == scores(others)
 
+# %% ../nbs/05_run_folder.ipynb #4017e9c2
 def best_checkpoint(
     out, # folder with best.ckpt and last.ckpt
     monitor, # what says which epoch is the best
@@ -722,7 +724,10 @@ def check_same_run(
         raise InputError(f"{out}: expected a new folder, found a run; "
                          "go on with it with --resume (resume=True), or choose another --out")
     written = read_config(out)
-    written = {**_BEFORE, "base": config.get("base"), "batches": config.get("batches"), **written, "model": model_path(written["model"])}
+    path, named = model_path(written["model"]), written["hyperparams"]
+    hyperparams = load_class(config["model"]).before | named if path == config["model"] else named
+    as_far_as_known = {name: config.get(name) for name in ("base", "batches")}
+    written = {**_BEFORE, **as_far_as_known, **written, "model": path, "hyperparams": hyperparams}
     as_written = json.loads(json.dumps(config))
     differ = [k for k in as_written if k not in _MAY_CHANGE and written.get(k) != as_written[k]]
     if not differ: return

@@ -457,6 +457,7 @@ def check_settings(
     if settings["monitor"] not in monitors:
         raise InputError(f"monitor: expected {' or '.join(monitors)}, found '{settings['monitor']}'")
 
+# %% ../nbs/05_training.ipynb #dbb9a1d0
 def check_numbers(
     settings, # some of those of `fit`, by name
     skip=(), # names that do not matter
@@ -845,6 +846,7 @@ def in_folders(
     "The lock on the folders; of several processes the first has it"
     return training_lock(*folders) if trainer.is_global_zero else nullcontext()
 
+# %% ../nbs/05_training.ipynb #b0f484f2
 def go_on(
     out, # run folder
     config, # as from `run_config`

@@ -1,4 +1,6 @@
 "What the notebook can't show in a cell: stopping and resuming through the command, movies in pieces, unusual recordings"
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -109,14 +111,24 @@ def with_core(recording, tmp_path_factory):
     return train_run(rec, "adaptive", out, history=6, epochs=2, settings=dict(core=8), progress=False), rec
 
 
-def test_weights_from_before_the_core(with_core):
-    "They load, and the core that they do not know changes nothing"
-    run, rec = with_core
-    old = {name: value for name, value in run.model.state_dict().items() if not name.startswith("core.")}
-    frames = Frames(rec.test, None, 6, run.scale)
-    new, bare = AdaptiveSubunits(**run.model.hyperparams), AdaptiveSubunits(**run.model.hyperparams | dict(core=None))
-    for model in (new, bare): model.load_state_dict(old)
-    with torch.no_grad(): torch.testing.assert_close(new.predict_movie(frames), bare.predict_movie(frames))
+def test_a_run_from_before_core_and_free_filters(recording, tmp_path):
+    "It predicts what it predicted, and goes on as the same run"
+    rec, parts = Recording(recording), dict(core=None, squares=None)
+    options = dict(history=6, settings=parts, patience=0, progress=False)
+    run = train_run(rec, "adaptive", tmp_path/"run", epochs=2, **options)
+    rates = predict(run, rec.test.stimulus)
+    config = json.loads((run.path/"config.json").read_text())
+    for name in parts: del config["hyperparams"][name]
+    (run.path/"config.json").write_text(json.dumps(config))
+    (run.path/"training_results.json").unlink()  # neither it nor the config in checkpoints was there
+    for name in ("last.ckpt", "best.ckpt"):
+        checkpoint = torch.load(run.path/name)
+        del checkpoint["config"]
+        torch.save(checkpoint, run.path/name)
+    old = load_run(run.path)
+    assert old.model.core is None and old.model.free is None
+    np.testing.assert_array_equal(predict(old, rec.test.stimulus), rates)
+    assert len(train_run(rec, "adaptive", run.path, epochs=3, resume=True, **options).history) == 3
 
 
 def test_a_cell_that_the_core_makes_worse_goes_without(with_core, monkeypatch):
@@ -177,7 +189,7 @@ def contrast_recording(path):
 
 
 def test_free_filters_find_what_round_subunits_cannot(tmp_path):
-    "Squares of oriented filters beside the subunits, kept by validation; old weights load without them"
+    "Squares of oriented filters beside the subunits, kept by validation"
     rec = Recording(contrast_recording(tmp_path/"contrast.h5"))
     scores = {}
     for squares in (None, 2):
@@ -185,7 +197,3 @@ def test_free_filters_find_what_round_subunits_cannot(tmp_path):
                         settings=dict(squares=squares, core=None))
         scores[squares] = results_table([run]).test_corr.iloc[0]
     assert run.results["cells_with_free_filters"] == 1 and scores[2] > scores[None] + .1, scores
-    old = {name: value for name, value in run.model.state_dict().items() if not name.startswith("free.")}
-    fresh = AdaptiveSubunits(**run.model.hyperparams)
-    fresh.load_state_dict(old)
-    assert fresh.free.free.eq(0).all() and fresh.free.own.eq(1).all()
