@@ -1,4 +1,5 @@
 "A model that somebody else wrote, from a file in their folder to its row in the table"
+import json
 import os
 import subprocess
 import sys
@@ -166,3 +167,19 @@ def test_in_one_process(recording, tmp_path, kind):
     if kind is not Linear:
         with pytest.raises(InputError, match="at the top of"): again.model
     else: np.testing.assert_array_equal(predict(again, rec.test.stimulus), predict(run, rec.test.stimulus))
+
+
+class Counting(Linear):
+    "A model with a number that is no size"
+    defaults = Linear.defaults | dict(first_seed=123_456_789)
+    rules = Linear.rules | dict(first_seed=(int, "a whole number"))
+
+
+def test_numbers_that_are_no_sizes(recording, tmp_path):
+    "Hyperparameters of one's own may be any numbers; those of this package have a reasonable size"
+    fit(Counting(), Recording(recording), tmp_path/"run", epochs=1, batch_size=256, progress=False, accelerator="cpu")
+    assert load_run(tmp_path/"run", trust=True).model.hyperparams["first_seed"] == 123_456_789
+    path = tmp_path/"run"/"config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"model": "retina_nb.bncnn:BNCNN"}))
+    with pytest.raises(InputError, match="hyperparams: expected no number beyond 100,000"): load_run(tmp_path/"run")
