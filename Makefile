@@ -47,7 +47,7 @@ notebooks: .venv/.dev  ## execute every notebook in place, with its figures
 	@$(bin)/nbdev_export
 	@for notebook in nbs/[!_]*.ipynb; do echo "== $$notebook =="; \
 	  $(bin)/python -m nbconvert --log-level WARN --to notebook --execute --inplace $$notebook || exit 1; done
-	@$(bin)/nbdev_clean && $(bin)/python readme.py
+	@$(bin)/python small_figures.py && $(bin)/nbdev_clean && $(bin)/python readme.py
 
 readme: .venv/.dev  ## write README.md from nbs/index.ipynb
 	@$(bin)/python readme.py
