@@ -7,6 +7,7 @@ __all__ = ['CNNBiLSTM', 'FrameBatch', 'FrameClips']
 
 # %% ../nbs/03_cnnbilstm.ipynb #3d3ee7ec
 import math
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -15,14 +16,14 @@ from fastcore.basics import patch
 from torch import nn
 
 from .data import InputError
-from .bncnn import (FrameItems, GaussianNoise, RateModel, batch_norm, batches_of, boolean, hyperparams, in_range,
-                             map_shape, output_nonlinearity, positive_int, rules)
+from .bncnn import (FrameItems, GaussianNoise, RateModel, batch_norm, batches_of, boolean, frames_of, hyperparams,
+                             in_range, map_shape, output_nonlinearity, positive_int, rest_norms, rules, slowing_adam)
 from .stretches import StretchBatch, Stretches
 
 # %% ../nbs/03_cnnbilstm.ipynb #ee36b44e
 class CNNBiLSTM(RateModel):
     "The same convolutional network for every frame, then a bidirectional LSTM over the frames"
-    default_lr = 1e-4
+    before = dict(start="random")
     defaults = hyperparams | dict(hidden=128, layers=2, dropout=0.2, patch=1, carried=False)
     rules = rules | dict(
         hidden=(positive_int, "a positive whole number"),
@@ -47,6 +48,7 @@ class CNNBiLSTM(RateModel):
         self.fc = nn.Linear(2*h["hidden"], self.n_units, bias=h["gc_bias"])
         self.batch_norm_out = nn.BatchNorm1d(self.n_units, eps=1e-3, momentum=h["bn_moment"])
         self.output = output_nonlinearity(h["softplus"])
+        self.train()
 
     def make_cnn(self):
         "The convolutional network of a frame, and how many features it gives"
@@ -190,24 +192,31 @@ def patch_features(self:CNNBiLSTM,
 def carry_patches(self:CNNBiLSTM,
     features, # of the patch that ends at each frame, (stretches, time, features); the time a multiple of the patch
     state=None, # as `carry` gives it
-): # drive at each frame, (stretches, time, n_units) before the last normalisation; the state at the end
+): # states of the last layer at each frame, (stretches, time, both halves); the state at the end
     "Sequences of patches that do not overlap, side by side"
     patch = self.hyperparams["patch"]
     sequences = features.unflatten(1, (-1, patch)).transpose(1, 2)              # (stretches, patch, steps, features)
     states, state = self.carry(sequences.flatten(0, 1), state)
-    states = states.unflatten(0, (-1, patch)).transpose(1, 2).flatten(1, 2)     # (stretches, time, both halves)
-    return self.fc(states), state
+    return states.unflatten(0, (-1, patch)).transpose(1, 2).flatten(1, 2), state
+
+@patch
+def states_of_stretches(self:CNNBiLSTM,
+    batch, # StretchBatch, its frames scaled
+): # (wanted frames, both halves)
+    "States of the last layer at the wanted frames of stretches"
+    features = self.patch_features(batch.frames)
+    too_many = features.shape[1] % self.hyperparams["patch"]
+    with torch.autocast(features.device.type, enabled=False):  # the LSTM takes weights of one precision
+        states, _ = self.carry_patches(features[:, too_many:].float())
+    return states[:, -batch.wanted.shape[1]:][batch.wanted]
 
 @patch
 def drive_stretches(self:CNNBiLSTM,
     batch, # StretchBatch, its frames scaled
 ): # (wanted frames, n_units)
     "The drive at the wanted frames of stretches"
-    features = self.patch_features(batch.frames)
-    too_many = features.shape[1] % self.hyperparams["patch"]
-    with torch.autocast(features.device.type, enabled=False):  # the LSTM takes weights of one precision
-        drive, _ = self.carry_patches(features[:, too_many:].float())
-        return self.batch_norm_out(drive[:, -batch.wanted.shape[1]:][batch.wanted])
+    states = self.states_of_stretches(batch)
+    with torch.autocast(states.device.type, enabled=False): return self.batch_norm_out(self.fc(states))
 
 @patch
 def items_in_batch(self:CNNBiLSTM, batch_size):
@@ -228,8 +237,8 @@ def _drive_block(self:CNNBiLSTM,
         n = min(math.ceil((stop - first)/patch)*patch, length)
         index = torch.arange(first - patch + 1, first + n).clamp(start, stop - 1)
         movie = frames.stimulus.index_select(0, index.to(frames.rates.device))
-        drive, state = self.carry_patches(self.patch_features(frames.scale(movie.to(device))[None]), state)
-        drives.append(self.batch_norm_out(drive[0]))
+        states, state = self.carry_patches(self.patch_features(frames.scale(movie.to(device))[None]), state)
+        drives.append(self.batch_norm_out(self.fc(states[0])))
     return torch.cat(drives)[:stop - start]
 
 @patch
@@ -249,7 +258,53 @@ def stateful(self:CNNBiLSTM): return self.hyperparams["carried"]
 # %% ../nbs/03_cnnbilstm.ipynb #669a881f
 @patch(cls_method=True)
 def suggest(cls:CNNBiLSTM, given, hz, full_field=False):
-    "For sequences, a state that is carried along, and patches of 40 ms"
+    "For sequences, a small network from the data, a state that is carried along, and patches of 200 ms"
     history = given["img_shape"][0]
     if history == 1: return {}
-    return dict(carried=True, patch=min(max(1, round(.04*hz)), history//2))
+    return dict(chans=[4, 8], hidden=max(32, given.get("n_units", 0)), noise=.05, softplus=True, start="data",
+                carried=True, patch=min(max(1, round(.2*hz)), history//2))
+
+# %% ../nbs/03_cnnbilstm.ipynb #dfc41f55
+@patch
+def train(self:CNNBiLSTM, mode=True):
+    "To training or evaluation; with a start from data the normalisations rest"
+    RateModel.train(self, mode)
+    if self.from_data: rest_norms(self)
+    return self
+
+@patch
+def set_kernels(self:CNNBiLSTM,
+    layer, # 0 or 1
+    kernels, # (channels, channels before, ksize, ksize)
+):
+    "The first weights of a convolution"
+    conv = self.cnn_layers[5*layer]
+    conv.weight.copy_(kernels)
+    if conv.bias is not None: conv.bias.zero_()
+
+@patch
+def last_shape(self:CNNBiLSTM)->tuple: # channels, height, width
+    "The shape of the last maps"
+    one = next(self.parameters()).new_zeros(1, self.hyperparams["patch"], *self.img_shape[1:])
+    return tuple(self.cnn_layers(one).shape[1:])
+
+@patch
+def initialise(self:CNNBiLSTM, train, valid):
+    "Start from the data, where that is asked for"
+    if not self.from_data: return
+    starts = import_module("retina_nb.network_start")
+    starts.start_cnnbilstm(self, frames_of(train), frames_of(valid))
+
+@patch(as_prop=True)
+def default_lr(self:CNNBiLSTM): return 1e-4
+
+@patch(as_prop=True)
+def ema_decay(self:CNNBiLSTM): return .98 if self.from_data else None
+
+@patch
+def make_optimizer(self:CNNBiLSTM, lr, groups=None):
+    if not self.from_data or groups: return RateModel.make_optimizer(self, lr, groups)
+    of_features = ("bilstm.weight_ih_l0", "bilstm.weight_ih_l0_reverse")
+    slow = [p for name, p in self.named_parameters() if name in of_features]
+    others = [p for name, p in self.named_parameters() if name not in of_features]
+    return slowing_adam([dict(params=others, lr=lr), dict(params=slow, lr=.03*lr)], lr)

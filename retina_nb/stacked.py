@@ -55,6 +55,7 @@ class StackedConvBNCNN(BNCNN):
         for i in (1, 5, 10):
             norm = self.sequential[i]
             self.sequential[i] = PositiveBatchNorm(norm.num_features, norm.eps, norm.momentum)
+        self.train()
 
     def conv(self, chans_in, chans, ksize): return StackedConv(chans_in, chans, ksize, self.hyperparams["bias"])
 
@@ -74,6 +75,15 @@ def first_maps(self:StackedConvBNCNN, frames):
     padded = F.pad(maps, [self.pad]*4)
     filtered = stretch_convolution(padded, stack.conv2.weight, stack.conv2.bias)
     return filtered.squeeze(1).unflatten(0, windows.shape[:2])
+
+# %% ../nbs/04_stacked.ipynb #489ad552
+@patch
+def set_kernels(self:StackedConvBNCNN, layer, kernels):
+    stack = self.sequential[4*layer]
+    nn.init.dirac_(stack.conv1.weight)
+    stack.conv2.weight.copy_(kernels)
+    for conv in (stack.conv1, stack.conv2):
+        if conv.bias is not None: conv.bias.zero_()
 
 # %% ../nbs/04_stacked.ipynb #37077135
 class LinearStackedBNCNN(RateModel):
