@@ -3,6 +3,7 @@ import os, signal, subprocess, sys, time
 import h5py
 import numpy as np
 import pytest
+from forks import shell
 from retina_nb.data import InputError, Recording
 from retina_nb.simulation import RefractorySpikes, Retina, natural_movie, simulate_recording
 
@@ -11,10 +12,8 @@ SHORT = dict(seconds=6, test_seconds=3, repeats=2, cells=2)
 @pytest.fixture
 def start(tmp_path_factory):
     "Start the command as an installed script would"
-    script = tmp_path_factory.mktemp("bin")/"retina_simulate"
-    script.write_text("from retina_nb.commands import retina_simulate\nif __name__ == '__main__': retina_simulate()\n")
-    return lambda *args: subprocess.Popen([sys.executable, str(script), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    folder = tmp_path_factory.mktemp("bin")
+    return lambda *args: shell("retina_simulate", *args, folder=folder)
 
 def arrays(path):
     datasets = {}
