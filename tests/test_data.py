@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from forks import console_script, fresh, start, surroundings
+from forks import console_script, start, surroundings
 from hypothesis import given, settings, strategies as st
 from scipy.ndimage import gaussian_filter1d
 
@@ -615,12 +615,9 @@ def test_fetch(server, fetch, tmp_path):
     assert server.asked == ["/data.zip"]*2 and (tmp_path/"data"/published[1]).stat().st_size == 100_000
 
 
-def test_fetch_as_a_script_of_its_own(server, tmp_path):
-    "The same without the shared process"
-    script = console_script(tmp_path, "retina_fetch")
-    process = fresh(script, tmp_path/"data", "--url", f"{server.url}/missing.zip", env=surroundings() | {"no_proxy": "127.0.0.1"})
-    out, err = process.communicate()
-    assert process.returncode == 2 and err.count("\n") == 1 and "404" in err and not out
+def test_fetch_what_is_not_there(server, fetch, tmp_path):
+    code, out, err = fetch(tmp_path/"data", "--url", f"{server.url}/missing.zip")
+    assert code == 2 and err.count("\n") == 1 and "404" in err and not out
 
 
 def explained(result, *says):
