@@ -97,7 +97,7 @@ def test_stretches(recording, tmp_path, several):
     "AdaptiveSubunits, whose stretches hold different numbers of frames; a last batch of one stretch leaves a process without a share"
     other = tmp_path/"other.h5"
     other.write_bytes(recording.read_bytes())
-    args = dict(data=f"{recording},{other}" if several else str(recording), model="adaptive", history=4, batch_size=10, epochs=2, accelerator="cpu")
+    args = dict(data=f"{recording},{other}" if several else str(recording), model="adaptive", set="core=8", history=4, batch_size=10, epochs=2, accelerator="cpu")
     retina_train(**args, out=str(tmp_path/"alone"))
     p = shell("retina_train", *[x for k, v in args.items() for x in (f"--{k}", v)], "--devices", 2, "--strategy", "ddp", "--out", tmp_path/"run", folder=tmp_path)
     out, err = p.communicate()
