@@ -21,13 +21,13 @@ test: check  ## check the exports, run every notebook as a test, then pytest
 	@echo "== notebooks =="
 	@$(tests) $(bin)/nbdev_test --n_workers 2 --timing
 	@echo "== pytest =="
-	@$(tests) $(bin)/python -m pytest -n 2 --dist loadfile
+	@$(tests) $(bin)/python -m pytest -n 2 --dist worksteal
 
 test-slow: check  ## the same with the cells and tests marked slow
 	@echo "== notebooks, slow cells too =="
 	@$(tests) $(bin)/nbdev_test --n_workers 2 --timing --flags slow
 	@echo "== pytest, slow tests =="
-	@$(tests) $(bin)/python -m pytest -n 2 --dist loadfile -m slow
+	@$(tests) $(bin)/python -m pytest -n 2 --dist worksteal -m slow
 
 # Exporting must change nothing: the modules in the repository are the ones that the notebooks give.
 check: .venv/.dev  ## export the notebooks and check that nothing changed; lint

@@ -10,6 +10,7 @@ __all__ = ['HZ', 'SIZE', 'LAGS', 'OFF', 'ON', 'ON_OFF', 'dead_leaves', 'eye_path
 # %% ../nbs/07_simulation.ipynb #256d99e7
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,12 @@ def _drop_leaf(image, row, column, radius, light):
     "Draw an opaque disc into an image, in place"
     def span(center):
         first, last = int(center - radius - 1), int(center + radius + 2)
-        return slice(max(first, 0), max(min(last, len(image)), 0))
-    rows, columns = span(row), span(column)
-    y, x = np.ogrid[rows, columns]
-    opacity = np.clip(radius + .5 - np.hypot(y - row, x - column), 0, 1)
-    covered = image[rows, columns]
+        return max(first, 0), max(min(last, len(image)), 0)
+    (top, bottom), (left, right) = span(row), span(column)
+    y, x = np.arange(top, bottom), np.arange(left, right)
+    distance = np.hypot((y - row)[:, None], x - column)
+    opacity = np.minimum(np.maximum(radius + .5 - distance, 0), 1)  # np.clip takes longer on so few pixels
+    covered = image[top:bottom, left:right]
     covered += opacity*(light - covered)
 
 # %% ../nbs/07_simulation.ipynb #290780fb
@@ -318,11 +320,15 @@ def _bisect(is_low, n, low=-20., high=20.):
     return middle
 
 # %% ../nbs/07_simulation.ipynb #2a051547
+@lru_cache(1)
+def _tuning_movie():
+    "The minute of natural movie for which cells are tuned, in chunks of a second"
+    return list(natural_movie(60*HZ, seed=[60, 100]))
+
 @patch
 def tune(self:Retina):
     "Set thresholds and gains on a minute of natural movie"
-    minute = natural_movie(60*HZ, seed=[60, 100])
-    excitation = np.concatenate([self.excitation(chunk) for chunk in minute])
+    excitation = np.concatenate([self.excitation(chunk) for chunk in _tuning_movie()])
     self.sigma = .5*excitation.mean(0)
     adapted = self.adapt(excitation)
     rate, burst = self.of_cells("rate"), self.of_cells("burst")

@@ -14,13 +14,16 @@ from retina_nb.results import results_table
 from retina_nb.training import load_run, predict, train_run
 
 
+NARROW = dict(core=8)  # a run takes half the time
+
+
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory): return record_noise(tmp_path_factory.mktemp("adaptive")/"noise.h5", (12, 12))
 
 
 def test_stop_resume_predict(recording, tmp_path):
     "A run that was prolonged is the run that was not stopped; predictions come from the folder alone"
-    args = dict(data=str(recording), model="adaptive", history=6, accelerator="cpu")
+    args = dict(data=str(recording), model="adaptive", history=6, set="core=8", accelerator="cpu")
     retina_train(**args, epochs=4, out=str(tmp_path/"whole"))
     retina_train(**args, epochs=2, out=str(tmp_path/"stopped"))
     retina_train(**args, epochs=4, out=str(tmp_path/"stopped"), resume=True)
@@ -38,7 +41,7 @@ def test_stop_resume_predict(recording, tmp_path):
 def test_pieces_and_blocks(recording, tmp_path):
     "Neither the pieces nor the wanted frames change a rate; a block knows nothing of the one before"
     rec = Recording(recording)
-    run = train_run(rec, "adaptive", tmp_path/"run", history=6, epochs=1, progress=False)
+    run = train_run(rec, "adaptive", tmp_path/"run", history=6, epochs=1, settings=NARROW, progress=False)
     movie, blocks = rec.train.stimulus, rec.blocks
     whole = predict(run, movie, blocks)
     some = np.array([7, 300, 301, 760, 1499])
@@ -65,7 +68,7 @@ def test_pieces_and_blocks(recording, tmp_path):
     (dict(shape=(10, 10), hz=30), 12)])
 def test_unusual_recordings(tmp_path, kind, history):
     rec = Recording(record_noise(tmp_path/"r.h5", **kind))
-    run = train_run(rec, "adaptive", tmp_path/"run", history=history, epochs=2, progress=False)
+    run = train_run(rec, "adaptive", tmp_path/"run", history=history, epochs=2, settings=NARROW, progress=False)
     rates = predict(run, rec.test.stimulus)
     assert np.isfinite(rates[history - 1:]).all() and (rates[history - 1:] >= 0).all()
     if "silent" in kind: assert rates[history:, 0].max() < 1
@@ -73,7 +76,7 @@ def test_unusual_recordings(tmp_path, kind, history):
 
 @pytest.mark.parametrize("options", [dict(split="random"), dict(split="stratified"), dict(precision="bf16-mixed", accelerator="cpu")], ids=str)
 def test_splits_and_precision(recording, tmp_path, options):
-    run = train_run(Recording(recording), "adaptive", tmp_path/"run", history=6, epochs=1, progress=False, **options)
+    run = train_run(Recording(recording), "adaptive", tmp_path/"run", history=6, epochs=1, settings=NARROW, progress=False, **options)
     assert np.isfinite(run.results["valid_loss"])
 
 
@@ -91,14 +94,14 @@ def test_spike_history(tmp_path):
     shown, test = movie(3000), movie(400)
     path = write_recording(tmp_path/"r.h5", shown, spikes(shown), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)])
     options = dict(history=4, epochs=1, progress=False)
-    run = train_run(Recording(path), "adaptive", tmp_path/"run", settings=dict(spike_history=10), **options)
+    run = train_run(Recording(path), "adaptive", tmp_path/"run", settings=NARROW | dict(spike_history=10), **options)
     assert run.model.knows_spike_history
     weights = run.model.spike_weights[0]
     after = weights[:-1] @ run.model.spike_basis
     assert (after[-3:] < -1).all() and after[:4].abs().max() < after[-3:].abs().min()
     plain, seeing = results_table([run]).itertuples()
     assert seeing.model == "AdaptiveSubunits with spike history" and seeing.bits_per_spike > plain.bits_per_spike + .1
-    without = train_run(Recording(path), "adaptive", tmp_path/"plain", **options)
+    without = train_run(Recording(path), "adaptive", tmp_path/"plain", settings=NARROW, **options)
     assert not without.model.knows_spike_history
     assert "with spike history" not in " ".join(results_table([without]).model)
 
@@ -108,7 +111,7 @@ def with_core(recording, tmp_path_factory):
     "A trained run, and what it was trained on"
     out = tmp_path_factory.mktemp("core")/"run"
     rec = Recording(recording)
-    return train_run(rec, "adaptive", out, history=6, epochs=2, settings=dict(core=8), progress=False), rec
+    return train_run(rec, "adaptive", out, history=6, epochs=2, settings=NARROW, progress=False), rec
 
 
 def test_a_run_from_before_core_and_free_filters(recording, tmp_path):
@@ -169,7 +172,7 @@ def test_cells_that_were_not_recorded_all_the_time(recording, tmp_path, kind):
     "Gaps of one cell leave weights and scores finite, and say nothing against the other"
     rec = Recording(recording)
     for values in (rec.train.rates, rec.train.counts): values[400:700, 1] = np.nan
-    settings = dict(spike_history=4) if kind == "adaptive" else {}
+    settings = NARROW | dict(spike_history=4) if kind == "adaptive" else {}
     run = train_run(rec, kind, tmp_path/"run", history=6, epochs=2, settings=settings, progress=False)
     assert all(value.isfinite().all() for name, value in run.model.state_dict().items()
                if value.is_floating_point() and name not in ("exposure", "free.quadratic.locality"))

@@ -105,7 +105,7 @@ def test_base_of_a_head_is_chosen_alike(rec, tmp_path):
 
 def test_recordings_together(rec, tmp_path):
     "The epoch with the least mean loss over recordings"
-    small = dict(subunits=2, n_basis=4)
+    small = dict(subunits=2, n_basis=4, core=8)
     runs = train_sessions([rec, rec], "adaptive", tmp_path/"runs", history=8, settings=small, epochs=2, batch_size=256, progress=False)
     mean = np.mean([run.history.valid_loss for run in runs], 0)
     assert [run.results["best_epoch"] for run in runs] == [mean.argmin()]*2 and runs[0].config["monitor"] == "valid_loss"

@@ -4,7 +4,6 @@ import importlib
 import inspect
 import operator
 import io
-import json
 import os
 import pickle
 import re
@@ -19,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from forks import console_script, start, surroundings
 from hypothesis import given, settings, strategies as st
 from scipy.ndimage import gaussian_filter1d
 
@@ -585,41 +585,15 @@ def server():
     server.server_close()
 
 
-# one process imports what takes long, and forks for each command, which it runs as an installed script runs
-forks = '''
-import json, os, runpy, sys, traceback
-import fastcore.script, h5py, pooch, requests, scipy.ndimage, torch, tqdm
-for line in sys.stdin:
-    out, err, *args = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            for fd, name in ((1, out), (2, err)): os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), fd)
-            sys.argv = args
-            try: runpy.run_path(args[0], run_name="__main__"); code = 0
-            except SystemExit as e: code = e.code or 0
-            except BaseException: traceback.print_exc()
-            sys.stdout.flush(), sys.stderr.flush()
-        finally: os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-'''
-script = 'import sys\nfrom retina_nb.commands import retina_fetch\nif __name__ == "__main__":\n    sys.exit(retina_fetch())\n'
-
-
-@pytest.fixture(scope="module")
-def fetch(tmp_path_factory):
+@pytest.fixture
+def fetch(tmp_path):
     "Run retina_fetch with some arguments: exit code, stdout, stderr"
-    folder, root = tmp_path_factory.mktemp("bin"), Path(__file__).parents[1]
-    (folder/"retina_fetch").write_text(script)
-    env = {**os.environ, "PYTHONPATH": str(root), "no_proxy": "127.0.0.1"}
-    with subprocess.Popen([sys.executable, "-c", forks], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=env) as process:
-        def run(*args):
-            out, err = folder/"out", folder/"err"
-            print(json.dumps([str(out), str(err), str(folder/"retina_fetch"), *map(str, args)]), file=process.stdin, flush=True)
-            return int(process.stdout.readline()), out.read_text(), err.read_text()
-        yield run
-        process.stdin.close()
+    script = console_script(tmp_path, "retina_fetch")
+    def run(*args):
+        process = start(script, *args, env=surroundings() | {"no_proxy": "127.0.0.1"})
+        said = process.communicate()
+        return process.returncode, *said
+    return run
 
 
 def files(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
@@ -641,12 +615,9 @@ def test_fetch(server, fetch, tmp_path):
     assert server.asked == ["/data.zip"]*2 and (tmp_path/"data"/published[1]).stat().st_size == 100_000
 
 
-def test_fetch_as_a_script_of_its_own(server, tmp_path):
-    "The same without the shared process"
-    (tmp_path/"retina_fetch").write_text(script)
-    done = subprocess.run([sys.executable, tmp_path/"retina_fetch", tmp_path/"data", "--url", f"{server.url}/missing.zip"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "no_proxy": "127.0.0.1"})
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "404" in done.stderr and not done.stdout
+def test_fetch_what_is_not_there(server, fetch, tmp_path):
+    code, out, err = fetch(tmp_path/"data", "--url", f"{server.url}/missing.zip")
+    assert code == 2 and err.count("\n") == 1 and "404" in err and not out
 
 
 def explained(result, *says):

@@ -1,13 +1,12 @@
 "Recordings that are read piece by piece: the same numbers, little memory, clear words about damage"
 import pickle
-import subprocess
 import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from forks import start
 from hypothesis import given, settings, strategies as st
 
 from retina_nb.data import Frames, InputError, LazyMovie, Recording, write_recording
@@ -130,7 +129,7 @@ rec = Recording(sys.argv[1], in_memory=False)
 frames = Frames(rec.train, history=2, scale="zscore")
 mixed = EpochSampler(len(frames), 0, segment=240, buffer_segments=rec.train.stimulus.n_segments_in_cache(242))
 for batch in BatchSampler(mixed, 64): frames.__getitems__(batch)
-class Run: model, scale, name = model_for(rec, history=2, chans=[1, 1]).eval(), frames.scale, "run"
+class Run: model, scale, name = model_for(rec, history=2, chans=[1, 1], ksizes=[3, 3]).eval(), frames.scale, "run"
 predict(Run, rec.train.stimulus, batch_size=32)
 print(next(int(l.split()[1])*1024 for l in open("/proc/self/status") if l.startswith("VmHWM")))
 '''
@@ -139,12 +138,13 @@ print(next(int(l.split()[1])*1024 for l in open("/proc/self/status") if l.starts
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory(tmp_path):
     "Reading all batches of an epoch and predicting a whole movie take the memory of the kept pieces, however long the movie is"
-    peaks = []
+    script, peaks = tmp_path/"measure.py", []
+    script.write_text(measure)
     for n in (9_000, 18_000):
-        path = write(tmp_path/f"{n}.h5", n, size=(100, 100))
-        done = subprocess.run([sys.executable, "-c", measure, str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-        assert done.returncode == 0, (done.returncode, done.stderr)
-        peaks.append(int(done.stdout))
+        process = start(script, write(tmp_path/f"{n}.h5", n, size=(100, 100)))
+        out, err = process.communicate()
+        assert process.returncode == 0, (process.returncode, err)
+        peaks.append(int(out))
     assert (peaks[1] - peaks[0])/(9_000*10_000) < .1  # of what the movie takes: rates and the order of the frames do grow
 
 

@@ -1,7 +1,6 @@
 "A model that somebody else wrote, from a file in their folder to its row in the table"
 import json
 import os
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+import forks
 from test_training import recording  # noqa: F401 a fixture
 
 from retina_nb.bncnn import RateModel, Softplus, check_model
@@ -52,8 +52,7 @@ def start(command, *args, cwd):
     script = Path(sysconfig.get_path("scripts"))/command
     if not script.exists(): pytest.skip("retina_nb is not installed here: make test installs it")
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.Popen([sys.executable, script, *map(str, args)], cwd=cwd, env=env | {"OMP_NUM_THREADS": "1"},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forks.start(script, *args, cwd=cwd, env=env | {"OMP_NUM_THREADS": "1"})
 
 
 def finish(process):

@@ -7,6 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from forks import start
 from test_training import recording, shell, wait_for_epoch  # noqa: F401
 
 from retina_nb.data import InputError, Recording
@@ -70,7 +71,7 @@ def test_a_batch_must_divide(recording, tmp_path):
     assert not (tmp_path/"run").exists()
 
 
-fork = """
+forked = """
 import sys
 import torch
 from retina_nb.data import Recording
@@ -83,8 +84,11 @@ train_run(rec, "bncnn", sys.argv[2], 4, dict(chans=[2, 3], ksizes=[3, 3], noise=
 
 def test_processes_that_are_forks(recording, alone, tmp_path):
     "As in a notebook"
-    p = subprocess.run([sys.executable, "-c", fork, recording, tmp_path/"run"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert p.returncode == 0, p.stderr
+    script = tmp_path/"train.py"
+    script.write_text(forked)
+    p = start(script, recording, tmp_path/"run")
+    out, err = p.communicate()
+    assert p.returncode == 0, err
     check_same(load_run(tmp_path/"run"), alone)
 
 
@@ -93,7 +97,7 @@ def test_stretches(recording, tmp_path, several):
     "AdaptiveSubunits, whose stretches hold different numbers of frames; a last batch of one stretch leaves a process without a share"
     other = tmp_path/"other.h5"
     other.write_bytes(recording.read_bytes())
-    args = dict(data=f"{recording},{other}" if several else str(recording), model="adaptive", history=4, batch_size=10, epochs=2, accelerator="cpu")
+    args = dict(data=f"{recording},{other}" if several else str(recording), model="adaptive", set="core=8", history=4, batch_size=10, epochs=2, accelerator="cpu")
     retina_train(**args, out=str(tmp_path/"alone"))
     p = shell("retina_train", *[x for k, v in args.items() for x in (f"--{k}", v)], "--devices", 2, "--strategy", "ddp", "--out", tmp_path/"run", folder=tmp_path)
     out, err = p.communicate()

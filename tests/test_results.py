@@ -1,8 +1,6 @@
 "Tables, reports and commands: the whole way, odd recordings, mistakes"
 import json
-import os
 import subprocess
-import sys
 
 import h5py
 import numpy as np
@@ -10,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+import forks
 from retina_nb import report
 from retina_nb.bncnn import BNCNN, hyperparams
 from retina_nb.commands import retina_demo, retina_results
@@ -52,11 +51,10 @@ def runs(tmp_path_factory):
 
 
 def shell(folder, command, *args):
-    "Run a command as its console script does"
-    script = folder/command
-    script.write_text(f"import sys\nfrom retina_nb.commands import {command}\nif __name__ == '__main__': sys.exit({command}())\n")
-    return subprocess.run([sys.executable, script, *map(str, args)], capture_output=True, text=True, cwd=folder,
-                          env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"})
+    "How a command ends there, and what it prints"
+    process = forks.shell(command, *args, folder=folder, cwd=folder)
+    said = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
 def test_command(runs, tmp_path):

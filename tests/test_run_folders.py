@@ -177,7 +177,7 @@ def test_nothing_is_executed(copy, rec, tmp_path, name):
 
 # -- resume is idempotent ---------------------------------------------------------------------------
 
-@pytest.mark.parametrize("model, more", [("bncnn", {}), ("stacked", {}), ("ln", {}), ("adaptive", dict(subunits=2, n_basis=4))])
+@pytest.mark.parametrize("model, more", [("bncnn", {}), ("stacked", {}), ("ln", {}), ("adaptive", dict(subunits=2, n_basis=4, core=8))])
 def test_a_finished_run_stays_finished(rec, tmp_path, model, more):
     options = dict(SMALL, history=8, epochs=4, patience=1, settings=more if model in ("ln", "adaptive") else SMALL["settings"])
     train_run(rec, model, tmp_path/"run", **options)

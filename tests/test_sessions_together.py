@@ -22,7 +22,7 @@ def two(tmp_path_factory):
     return record_noise(folder/"A.h5", (12, 12)), record_noise(folder/"B.h5", (8, 10), cells=3, frames=2600)
 
 
-ARGS = dict(model="adaptive", history=6, accelerator="cpu")
+ARGS = dict(model="adaptive", set="core=8", history=6, accelerator="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_ctrl_c(two, tmp_path):
 ])
 def test_mistakes(two, tmp_path, args, words):
     data = args.get("data", "A.h5,B.h5").replace("A.h5", str(two[0])).replace("B.h5", str(two[1]))
-    with pytest.raises(InputError, match=words): retina_train(**{**ARGS, **args, "data": data}, out=str(tmp_path/"run"))
+    with pytest.raises(InputError, match=words): retina_train(**{**ARGS, "set": "", **args, "data": data}, out=str(tmp_path/"run"))
     assert not (tmp_path/"run").exists()
 
 

@@ -1,8 +1,9 @@
 "What the simulation notebook can't show in a cell: the command, its errors, interruption, memory"
-import os, signal, subprocess, sys, time
+import os, signal, sys, time
 import h5py
 import numpy as np
 import pytest
+import forks
 from retina_nb.data import InputError, Recording
 from retina_nb.simulation import RefractorySpikes, Retina, natural_movie, simulate_recording
 
@@ -11,10 +12,8 @@ SHORT = dict(seconds=6, test_seconds=3, repeats=2, cells=2)
 @pytest.fixture
 def start(tmp_path_factory):
     "Start the command as an installed script would"
-    script = tmp_path_factory.mktemp("bin")/"retina_simulate"
-    script.write_text("from retina_nb.commands import retina_simulate\nif __name__ == '__main__': retina_simulate()\n")
-    return lambda *args: subprocess.Popen([sys.executable, str(script), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    folder = tmp_path_factory.mktemp("bin")
+    return lambda *args: forks.shell("retina_simulate", *args, folder=folder)
 
 def arrays(path):
     datasets = {}
@@ -88,5 +87,10 @@ def peak(seconds):
     simulate_recording(sys.argv[1], seconds, test_seconds=2, repeats=1, cells=3, stimulus="whitenoise")
     return next(int(l.split()[1])/1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
 small = peak(10); print(peak(170) - small)"""
-    growth = float(subprocess.run([sys.executable, "-c", code, str(tmp_path/"x.h5")], capture_output=True, text=True, check=True).stdout)
+    script = tmp_path/"measure.py"
+    script.write_text(code)
+    process = forks.start(script, tmp_path/"x.h5")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    growth = float(out)
     assert growth < 15 # MiB; the movie has 40

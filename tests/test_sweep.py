@@ -1,13 +1,11 @@
 "Sweeps from the shell: the whole road, Ctrl-C, kill, and two processes that share a study"
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from forks import shell
 from test_training import recording  # noqa: F401 a fixture
 
 from retina_nb.data import InputError
@@ -17,19 +15,9 @@ from retina_nb.training import load_run
 SMALL = ["--set", "ksizes=[3,3] batch_size=64 lr=3e-3", "--history", 4]
 
 
-SCRIPT = """import sys
-from retina_nb.commands import retina_sweep
-sys.exit(retina_sweep())
-"""
-
-
 def start(data, out, *args, cwd=None):
     "retina_sweep, in a process of its own"
-    script = out.parent/"retina_sweep"
-    script.write_text(SCRIPT)
-    command = [sys.executable, script, "--data", str(data), "--out", str(out), *map(str, args)]
-    env = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=cwd)
+    return shell("retina_sweep", "--data", data, "--out", out, *args, folder=out.parent, cwd=cwd)
 
 
 def ended(p):

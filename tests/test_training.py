@@ -1,15 +1,13 @@
 "Training from the shell: whole road, mistakes, Ctrl-C, kill and resume"
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forks import console_script, fresh, shell
 
 from retina_nb.data import InputError, Recording, write_recording
 from retina_nb.training import load_run, predict
@@ -33,20 +31,12 @@ def recording(tmp_path_factory):
     return write_recording(folder/"noise.h5", train, spikes(train), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)], blocks=[0, 1500])
 
 
-def shell(command, *args, **more):
-    "Run a command as its console script does"
-    code = f"import sys\nfrom retina_nb.commands import {command}\nif __name__ == '__main__': sys.exit({command}())\n"
-    script = more.pop("folder")/command
-    script.write_text(code)
-    return subprocess.Popen([sys.executable, script, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}, cwd=more.pop("cwd", None))
-
-
 SMALL = ["--set", "chans=[2,3] ksizes=[3,3]", "--history", 4, "--batch_size", 64, "--accelerator", "cpu"]
 
 
 def test_train_predict(recording, tmp_path):
-    p = shell("retina_train", "--data", recording, *SMALL, "--epochs", 2, "--out", tmp_path/"run", folder=tmp_path)
+    script = console_script(tmp_path, "retina_train")
+    p = fresh(script, "--data", recording, *SMALL, "--epochs", 2, "--out", tmp_path/"run")
     out, err = p.communicate()
     assert p.returncode == 0, err
     assert "validation correlation" in out and "Traceback" not in err
