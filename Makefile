@@ -56,11 +56,11 @@ docs:  ## build the site into _docs (needs Quarto)
 	@command -v quarto > /dev/null || { echo "Quarto is not installed: get version 1.7 from https://quarto.org/docs/download, then type make docs again."; exit 1; }
 	@$(MAKE) --no-print-directory readme
 	@echo "== site =="
-	@$(bin)/nbdev_export && $(bin)/nbdev_docs
+	@$(bin)/nbdev_export && $(bin)/python pages.py && PYTHONPATH=. $(bin)/nbdev_docs
 	@echo "The site is in _docs: open _docs/index.html"
 
 clean:  ## delete .venv, caches and built files; recordings and runs stay
-	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .ruff_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml
+	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .ruff_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml nbs/api.qmd
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Set-up. A stamp says that it was completed; without one, an interrupted set-up starts over.
