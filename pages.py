@@ -100,6 +100,11 @@ def _link(match):
     return f"[{match[0]}]({found.removeprefix(home)})"
 
 
+def drawings(cell):
+    "Drawings as Quarto marks them; GitHub and Jupyter know `mermaid` alone"
+    if cell.cell_type == "markdown" and cell.get("source"): cell.source = cell.source.replace("```mermaid", "```{mermaid}")
+
+
 # --- outputs ---------------------------------------------------------------------------------------------------------------
 
 

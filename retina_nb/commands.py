@@ -435,6 +435,7 @@ def retina_demo(
     remove_unfinished(out)
     rec = Recording(_path(data, "--data") if data else _simulated(out, seconds, seed))
     print(rec)
+    _draw_recording(rec, out)
     runs, problems = [], []
     for name in SMALL_SETTINGS:
         if protocol == "reference" and name in ("ln", "adaptive"): continue  # one frame is no filter
@@ -448,6 +449,17 @@ def retina_demo(
     if not runs: raise _wrong(_none_of("models", problems))
     print_summary(runs, write_results(runs, out))
     for problem in problems: print(f"not in the table: {problem}", file=sys.stderr)
+
+def _draw_recording(rec, out):
+    "The recording at a glance, to be looked at before anything is trained"
+    from retina_nb.eda import overview
+    from retina_nb.run_folder import whole_file
+    said = f"{_shown(out)/'recording.png'}: the recording at a glance"
+    try:
+        with whole_file(out/"recording.png") as f: _save_figure(overview(rec), f, format="png", dpi=100)
+    except OSError: raise
+    except Exception as e: said = f"left out: {_said_of('recording.png', e)}"
+    print(said, flush=True)
 
 def _simulated(out, seconds, seed):
     "The demo's recording; made once"
