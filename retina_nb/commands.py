@@ -317,7 +317,8 @@ def retina_results(
     each_once = {str(folder.resolve()): folder for folder in folders}
     runs, problems = _usable(each_once.values(), trust)
     if not runs: raise _wrong(_none_of("runs", problems))
-    print_summary(runs, write_results(runs, out))
+    write_results(runs, out)
+    print_summary(runs, _shown(out))
     if problems: _end_with(problems)
 
 # %% ../nbs/16_commands.ipynb #5fe278a6
@@ -435,7 +436,6 @@ def retina_demo(
     remove_unfinished(out)
     rec = Recording(_path(data, "--data") if data else _simulated(out, seconds, seed))
     print(rec)
-    _draw_recording(rec, out)
     runs, problems = [], []
     for name in SMALL_SETTINGS:
         if protocol == "reference" and name in ("ln", "adaptive"): continue  # one frame is no filter
@@ -447,11 +447,13 @@ def retina_demo(
             problems.append(_said_of(name, e))
             print(f"left out: {problems[-1]}", flush=True)
     if not runs: raise _wrong(_none_of("models", problems))
-    print_summary(runs, write_results(runs, out))
+    _draw_recording(rec, out)
+    write_results(runs, out)
+    print_summary(runs, _shown(out))
     for problem in problems: print(f"not in the table: {problem}", file=sys.stderr)
 
 def _draw_recording(rec, out):
-    "The recording at a glance, to be looked at before anything is trained"
+    "The recording at a glance, to be looked at before the models' numbers"
     from retina_nb.eda import overview
     from retina_nb.run_folder import whole_file
     said = f"{_shown(out)/'recording.png'}: the recording at a glance"
