@@ -37,12 +37,17 @@ class Entry(BasicMarkdownRenderer):
         text = re.sub(r"^def (\w+)\(", r"class \1(", text, count=1, flags=re.M)
         text = re.sub(r"^(.*)\)(->\w+)?:(.*)\n```", r"\1)\3\n```", text, count=1, flags=re.M)
         is_model = any(base.__name__ == "Module" for base in inspect.getmro(self.sym))
-        return text + folded_source(self.sym) if is_model else text
+        return text + folded_source(self.fn) if is_model else text
 
 
-def folded_source(kind):
-    "The code of a class, behind a line to click on"
-    return f"\n\n<details><summary>Source of {kind.__name__}</summary>\n\n```python\n{inspect.getsource(kind)}```\n\n</details>"
+def folded_source(full_name):
+    "The code of a class as it is in its module, behind a line to click on"
+    found = NbdevLookup()[full_name]
+    if not isinstance(found, tuple): return ""
+    _, path, _ = found
+    name = full_name.rpartition(".")[2]
+    kind = getattr(import_module(path.removesuffix(".py").replace("/", ".")), name)
+    return f"\n\n<details><summary>Source of {name}</summary>\n\n```python\n{inspect.getsource(kind)}```\n\n</details>"
 
 
 def escaped(text):
