@@ -370,12 +370,15 @@ def retina_sweep(
     _recording_given(data)
     _training_numbers(history, epochs, patience, seed)
     _whole("trials", max(1, trials), 1)  # fewer are said by the sweep
-    _model_class(model)
+    kind = _model_class(model)
     from retina_nb.data import Recording
     from retina_nb.run_folder import whole_file
     from retina_nb.sweep import sweep, sweep_figure
+    from retina_nb.training import history_frames
     out = _output(out or f"runs/sweep_{model.rpartition(':')[2]}")
-    table = sweep(Recording(_path(data, "--data"), response, cells), model, out, space, search, trials, seed, set,
+    rec = Recording(_path(data, "--data"), response, cells)
+    history = history or history_frames(kind, rec.hz)
+    table = sweep(rec, model, out, space, search, trials, seed, set,
                   history=history, split=split, epochs=epochs, patience=patience)
     if not len(table):
         print(f"{_shown(out)}: no trial has ended yet; another process is at work on them, or was stopped a moment ago: "
