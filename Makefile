@@ -2,6 +2,8 @@
 
 bin   := .venv/bin
 pip   := $(bin)/python -m pip -qq install --constraint constraints.txt
+# a dot every three seconds, while a command is at work that says nothing
+alive  = while sleep 3 && kill -0 $$$$ 2> /dev/null; do printf .; done & $(1) && echo " done"
 setup := settings.ini setup.py pyproject.toml constraints.txt
 # tests run two at a time, one thread each; without this, two on two cores would slow each other down several times
 tests := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=agg
@@ -56,11 +58,11 @@ docs:  ## build the site into _docs (needs Quarto)
 	@command -v quarto > /dev/null || { echo "Quarto is not installed: get version 1.7 from https://quarto.org/docs/download, then type make docs again."; exit 1; }
 	@$(MAKE) --no-print-directory readme
 	@echo "== site =="
-	@$(bin)/nbdev_export && $(bin)/nbdev_docs
+	@$(bin)/nbdev_export && $(bin)/python pages.py && PYTHONPATH=. $(bin)/nbdev_docs
 	@echo "The site is in _docs: open _docs/index.html"
 
 clean:  ## delete .venv, caches and built files; recordings and runs stay
-	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .ruff_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml
+	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .ruff_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml nbs/api.qmd
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Set-up. A stamp says that it was completed; without one, an interrupted set-up starts over.
@@ -69,13 +71,15 @@ clean:  ## delete .venv, caches and built files; recordings and runs stay
 	  $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2> /dev/null && break || true; done; \
 	  [ $$python != none ] || { echo "Python 3.10 to 3.14 is needed, and none was found: get it from https://www.python.org, or say where it is: make PYTHON=/path/to/python3"; exit 1; }; \
 	  echo "== making .venv with $$($$python --version) =="; $$python -m venv --clear .venv; fi
-	@echo "== installing PyTorch and retina_nb into .venv: once, some minutes =="
-	@$(pip) --upgrade pip
-	@$(pip) torch
-	@$(pip) --editable .
+	@echo "== installing into .venv, once, some minutes =="
+	@echo "(on Linux PyTorch brings several GB for NVIDIA GPUs along; without one, stop with Ctrl-C and type"
+	@echo " PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo, which fetches the small one)"
+	@printf "pip "; $(call alive,$(pip) --upgrade pip)
+	@printf "PyTorch "; $(call alive,$(pip) torch)
+	@printf "retina_nb, Lightning, pandas and others "; $(call alive,$(pip) --editable .)
 	@touch $@
 
 .venv/.dev: .venv/.demo
 	@echo "== installing what the tests need: once =="
-	@$(pip) --editable '.[dev]'
+	@$(call alive,$(pip) --editable '.[dev]')
 	@touch $@

@@ -407,7 +407,6 @@ class LN(RateModel):
         pool=(optional(positive_int), "None or a positive whole number"),
         window=(positive_int, _whole),
         rank=(_rank, "'full' or a positive whole number"))
-    default_history = .4
     default_epochs = 0
     progress = True             # show a progress bar while it is solved, in a terminal or a notebook
 

@@ -356,7 +356,7 @@ class RateModel(nn.Module):
         return self.drive(scale(batch))
 
     # -- how it learns -----------------------------------------------------------------------------
-    default_history = 0.     # seconds of stimulus in a window; 0 for a single frame
+    default_history = .4     # seconds of stimulus in a window; 0 for a single frame
     default_lr = 1e-3        # learning rate
     default_epochs = 100     # at most; 0 for a model that `initialise` solves
     ema_decay = None         # share of the moving average of the weights that stays at each step; None for no average

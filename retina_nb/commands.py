@@ -31,6 +31,8 @@ from typing import Annotated
 import fastcore.script
 from fastcore.script import call_parse
 
+from .models import names_of_models
+
 # %% ../nbs/16_commands.ipynb #5390747c
 def cli_errors(
     func, # the function behind a shell command, to be decorated with `call_parse` next
@@ -135,6 +137,13 @@ def _save_figure(figure, path, **options):
     figure.savefig(path, **options)
     plt.close(figure)
 
+def _option(about, **how):
+    "A text from the shell whose help is not the comment beside it, in the way of either version of fastcore"
+    if hasattr(fastcore.script, "Param"): return fastcore.script.Param(about, str, **how)  # version 1
+    return Annotated[str, about, how]
+
+_model = _option(names_of_models)
+
 def _model_class(model):
     "The class that `--model` names"
     from retina_nb.data import InputError
@@ -179,8 +188,8 @@ def retina_simulate(
 @cli_errors
 def retina_train(
     data:str=None, # recording, .h5; several, A.h5,B.h5, for models with a core to share
-    model:str="bncnn", # adaptive, tcn, bncnn, cnnbilstm, stacked, stackedconv, ln, quadratic, glm, or module:Class for one of your own
-    history:int=None, # frames of stimulus in a window; for adaptive, tcn, ln and glm 400 ms if not given, else 1
+    model:_model="adaptive", # which model: a name of `models`, or module:Class for one of your own
+    history:int=None, # frames of stimulus in a window; as many as the model is made to see if not given, mostly 400 ms
     split:str="blocked", # blocked, stratified or random
     epochs:int=None, # at most; 100 if not given
     batch_size:int=32, # frames, all processes together
@@ -195,6 +204,7 @@ def retina_train(
     seeds:str=None, # several, 0,1,2: one run for each, in OUT/seed0 and so on
     out:str=None, # run folder; runs/MODEL if not given
     resume:bool=False, # go on with the run in the run folder
+    overwrite:bool=False, # train anew where the run folder has a run
     lazy:bool=False, # read the movie piece by piece while training, where it is larger than memory
     set:str="", # hyperparameters, "chans=[8,8] ksizes=[15,11]"; for stacked also base=RUN, head=mlp, hidden=64, pool=4
     accelerator:str="auto", # cpu, gpu, mps or auto
@@ -209,13 +219,13 @@ def retina_train(
     _training_numbers(seed=seed)
     _whole("num_nodes", num_nodes, 1)
     from retina_nb.data import Recording
-    from retina_nb.training import parse_settings
-    out = _output(out or f"runs/{model.rpartition(':')[2]}")
+    from retina_nb.training import default_folder, parse_settings
+    out = _output(out or default_folder(model))
     recs = [Recording(file, response, cells, in_memory=not lazy) for file in _files(data)]
     devices = int(devices) if devices.isdecimal() else devices
     options = dict(history=history, settings=parse_settings(set), split=split, epochs=epochs, batch_size=batch_size,
-                   lr=lr, scale=scale, patience=patience, monitor=monitor, clock=clock, resume=resume, accelerator=accelerator,
-                   devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision)
+                   lr=lr, scale=scale, patience=patience, monitor=monitor, clock=clock, resume=resume, overwrite=overwrite,
+                   accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision)
     for folder, seed in _folders_of_seeds(out, seeds, seed).items():
         for run in _train(recs, kind, folder, seed=seed, **options): _say_trained(run)
 
@@ -288,9 +298,7 @@ def _runs_for(data, folder, trust):
                  f"found in {folder}: {names}; give one of them")
 
 # %% ../nbs/16_commands.ipynb #aa307bf2
-_about_runs = "run folders, or folders of them"
-if hasattr(fastcore.script, "Param"): _folders = fastcore.script.Param(_about_runs, str, nargs="+")  # fastcore 1
-else: _folders = Annotated[str, _about_runs, dict(nargs="+")]
+_folders = _option("run folders, or folders of them", nargs="+")
 
 @call_parse
 @cli_errors
@@ -309,7 +317,8 @@ def retina_results(
     each_once = {str(folder.resolve()): folder for folder in folders}
     runs, problems = _usable(each_once.values(), trust)
     if not runs: raise _wrong(_none_of("runs", problems))
-    print_summary(runs, write_results(runs, out))
+    write_results(runs, out)
+    print_summary(runs, _shown(out))
     if problems: _end_with(problems)
 
 # %% ../nbs/16_commands.ipynb #5fe278a6
@@ -343,11 +352,11 @@ def _end_with(problems):
 @cli_errors
 def retina_sweep(
     data:str=None, # recording, .h5
-    model:str="bncnn", # adaptive, tcn, bncnn, cnnbilstm, stacked, stackedconv, ln, quadratic, glm, or module:Class for one of your own
+    model:_model="bncnn", # which model: a name of `models`, or module:Class for one of your own
     space:str="lr=1e-4:1e-2:log", # what varies: hyperparameters, history, batch_size, lr, scale, as in "noise=0,.05"
     search:str="random", # random, or grid: every combination
     trials:int=20, # of a random search, over all processes
-    history:int=1, # frames of stimulus in a window
+    history:int=None, # frames of stimulus in a window; as many as the model is made to see if not given
     split:str="blocked", # blocked, stratified or random
     epochs:int=100, # at most, for each trial
     patience:int=10, # epochs without a better validation loss before a trial stops; 0 never stops early
@@ -361,12 +370,15 @@ def retina_sweep(
     _recording_given(data)
     _training_numbers(history, epochs, patience, seed)
     _whole("trials", max(1, trials), 1)  # fewer are said by the sweep
-    _model_class(model)
+    kind = _model_class(model)
     from retina_nb.data import Recording
     from retina_nb.run_folder import whole_file
     from retina_nb.sweep import sweep, sweep_figure
+    from retina_nb.training import history_frames
     out = _output(out or f"runs/sweep_{model.rpartition(':')[2]}")
-    table = sweep(Recording(_path(data, "--data"), response, cells), model, out, space, search, trials, seed, set,
+    rec = Recording(_path(data, "--data"), response, cells)
+    history = history or history_frames(kind, rec.hz)
+    table = sweep(rec, model, out, space, search, trials, seed, set,
                   history=history, split=split, epochs=epochs, patience=patience)
     if not len(table):
         print(f"{_shown(out)}: no trial has ended yet; another process is at work on them, or was stopped a moment ago: "
@@ -438,8 +450,21 @@ def retina_demo(
             problems.append(_said_of(name, e))
             print(f"left out: {problems[-1]}", flush=True)
     if not runs: raise _wrong(_none_of("models", problems))
-    print_summary(runs, write_results(runs, out))
+    _draw_recording(rec, out)
+    write_results(runs, out)
+    print_summary(runs, _shown(out))
     for problem in problems: print(f"not in the table: {problem}", file=sys.stderr)
+
+def _draw_recording(rec, out):
+    "The recording at a glance, to be looked at before the models' numbers"
+    from retina_nb.eda import overview
+    from retina_nb.run_folder import whole_file
+    said = f"{_shown(out)/'recording.png'}: the recording at a glance"
+    try:
+        with whole_file(out/"recording.png") as f: _save_figure(overview(rec), f, format="png", dpi=100)
+    except OSError: raise
+    except Exception as e: said = f"left out: {_said_of('recording.png', e)}"
+    print(said, flush=True)
 
 def _simulated(out, seconds, seed):
     "The demo's recording; made once"
@@ -464,8 +489,8 @@ def _demo_options(name, out, protocol, epochs, hz, simulated):
 @cli_errors
 def retina_leak(
     data:str=None, # recording, .h5
-    model:str="bncnn", # adaptive, tcn, bncnn, cnnbilstm, stacked, stackedconv, ln, quadratic, glm, or module:Class for one of your own
-    history:int=1, # frames of stimulus in a window
+    model:_model="bncnn", # which model: a name of `models`, or module:Class for one of your own
+    history:int=None, # frames of stimulus in a window; as many as the model is made to see if not given
     epochs:int=4, # for each split
     seed:int=0, # of weights, split and order
     out:str="runs/leak", # folder to write to: a run for each split, leak.csv and leak.png

@@ -18,9 +18,9 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.overrides import TorchFunctionMode
 
 from .data import InputError
-from .run_folder import (absolute_path, as_started, check_same_run, has_ended, is_over, keep_best,
-                                  load_class, load_weights, rows_so_far, write_json)
-from .training import (FiringRates, MoveDataToDevice, TrainValid, check_settings, finish_training, fit_settings,
+from .run_folder import (absolute_path, as_started, check_same_run, has_ended, is_finished, is_over, keep_best,
+                                  load_class, load_weights, remove_run, rows_so_far, write_json)
+from .training import (FiringRates, MoveDataToDevice, TrainValid, about_ended, check_settings, finish_training, fit_settings,
                                 history_frames, in_folders, keep_freed_memory, log_row, make_loaders, model_for,
                                 poisson_loss, quiet_lightning, rate_module, run_config, run_of, run_trainer,
                                 start_trainer, stimulus_clock, train_valid_frames, write_history)
@@ -203,6 +203,7 @@ def fit_sessions(
     out, # folder; each recording has its run folder in there, named as the session
     *,
     resume=False, # go on with the runs in `out`, if there are any
+    overwrite=False, # train anew where `out` has runs; else those that have ended with the same settings are opened
     workers=2, # processes that read ahead, where a recording is not in memory
     progress=True, # show a progress bar
     on_epoch=None, # called with the mean row of the history, a dict; training stops where it returns True
@@ -223,10 +224,13 @@ def fit_sessions(
     configs = _configs(folders, models, recs, frames, settings_of, trainer_log)
     runs = list(zip(models, recs, frames, folders))
     with in_folders(trainer, out, *folders):
+        if overwrite and trainer.is_global_zero:
+            for folder in (out, *folders): remove_run(folder)
+        opens = not (resume or overwrite) and all(map(is_finished, folders, configs))
         if trainer.is_global_zero:
-            for folder, config in zip(folders, configs): check_same_run(folder, config, resume)
-        if resume and all(has_ended(folder, settings) for folder in folders):
-            if progress and trainer.is_global_zero: print(f"{out}: has ended, nothing more to do")
+            for folder, config in zip(folders, configs): check_same_run(folder, config, resume or opens)
+        if opens or resume and all(has_ended(folder, settings) for folder in folders):
+            if (opens or progress) and trainer.is_global_zero: print(about_ended(out, opens))
             return [run_of(model, folder) for model, folder in zip(models, folders)]
         rows = rows_so_far(out)
         if trainer.is_global_zero: _go_on(out, folders, configs, rows)

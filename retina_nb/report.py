@@ -20,8 +20,9 @@ from .evaluation import by_recording, common_cells, evaluations
 from .inputs import printable
 from .figures import (ceilings_figure, cells_figure, figure_style, learning_curves, papers_figure,
                                rates_figure)
-from .results import (beside_papers, beside_published, cells_table, columns, csv_text, differences, format_table,
-                               notes, papers_note, published_note, results_table, seeds_table, short_table, some_of)
+from .results import (about_runs, beside_papers, beside_published, cells_table, columns, csv_text, differences, format_table,
+                               notes, papers_note, published_note, results_table, seeds_table, short_table,
+                               some_of)
 
 # these were in this module before it had rooms
 from .figures import Excerpt, leak_figure, palette  # noqa: F401
@@ -114,7 +115,8 @@ def _table_sections(every):
     silence = _silence(every)
     behind = differences(every)
     seeds = seeds_table(every)
-    sections = [Section("Results", summary_sentence(every), format_table(results_table(every)))]
+    words = "\n\n".join([summary_sentence(every), *about_runs(every)])
+    sections = [Section("Results", words, format_table(results_table(every)))]
     if silence:
         table = format_table(results_table(every, signal_only=True))
         sections.append(Section("Only cells with a signal", silence, table))
@@ -343,7 +345,7 @@ def print_summary(
     every = evaluations(runs)
     width = max(shutil.get_terminal_size().columns, 80)
     print(f"\n{short_table(every, width)}\n")
-    for text in [_legend, summary_sentence(every), _silence(every), *notes(every)]:
+    for text in [_legend, summary_sentence(every), *about_runs(every), _silence(every), *notes(every)]:
         if text: print(textwrap.fill(text, min(width, 100), break_on_hyphens=False) + "\n")
     for name in ("report.html", "results.md", "results.csv", "cells.csv", "figures"): print(Path(out)/name)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['columns', 'published', 'published_note', 'papers_note', 'cells_table', 'results_table', 'differences', 'seeds_table',
            'beside_published', 'papers_cells', 'papers_pairs', 'beside_papers', 'format_table', 'short_table',
-           'some_of', 'notes', 'csv_text', 'leak_table']
+           'some_of', 'notes', 'about_runs', 'csv_text', 'leak_table']
 
 # %% ../nbs/06_results.ipynb #86fd9df1
 import textwrap
@@ -337,6 +337,30 @@ def _missing_of(cell, known):
     if not there.all(): says.append(f"{there.sum()} of {len(there)} repeats")
     if not known[there].all(): says.append(f"{known[there].mean():.0%} of its repeats")
     return f"{cell.cell} ({', '.join(says)})" if says else ""
+
+# %% ../nbs/06_results.ipynb #1db6faab
+def about_runs(
+    runs, # Runs
+) -> list: # of sentences
+    "How long each model was trained, and whether the retina is a simulated one"
+    every = [e for e in evaluations(runs) if not e.knows_spikes]
+    trained = [_about_training(e) for e in every if e.run.model.default_epochs and len(e.run.history)]
+    said = [f"Trained for: {some_of(trained)}."] if trained else []
+    simulated = [e for e in every if e.run.recording.test.truth is not None]
+    return said + ([_about_simulation(simulated)] if simulated else [])
+
+def _about_training(evaluation):
+    "Epochs of one run, and their limit where there was one"
+    n = len(evaluation.run.history)
+    most = evaluation.run.config.get("trainer", {}).get("limit_train_batches")
+    limit = f" of at most {most} batches each" if most else ""
+    return f"{evaluation.label} {n} epoch{'s' if n > 1 else ''}{limit}"
+
+def _about_simulation(every):
+    "What a simulated retina can say, and where real ones are"
+    shares = any(type(e.run.model).__name__ == "AdaptiveSubunits" for e in every)
+    parts = " of subunits and gain control, parts that AdaptiveSubunits has, too: its lead says little about others" if shares else ""
+    return f"The retina is simulated{parts}; real ones are in chapter 17 of the book, Real retinas."
 
 # %% ../nbs/06_results.ipynb #a7c6f0d0
 def csv_text(

@@ -8,17 +8,19 @@ __all__ = ['HZ', 'SIZE', 'LAGS', 'OFF', 'ON', 'ON_OFF', 'dead_leaves', 'eye_path
            'RefractorySpikes', 'cell_parts', 'simulate_recording']
 
 # %% ../nbs/07_simulation.ipynb #256d99e7
-import math
+import json, math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import h5py
 import numpy as np
 from fastcore.basics import patch
 from scipy.signal import lfilter, oaconvolve
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
+from . import __version__
 from .data import InputError, absolute_path, old_names, write_recording
 
 # %% ../nbs/07_simulation.ipynb #e785eb67
@@ -449,6 +451,14 @@ def _check(path, stimulus, **numbers):
 # %% ../nbs/07_simulation.ipynb #0e21daf7
 _BAR = "{l_bar}{bar}| {n:.0f}/{total:.0f} s of movie, {remaining} left"
 
+def _holds(path, settings):
+    "Is a file there that holds just this simulation?"
+    path = absolute_path(path)
+    if not path.is_file(): return False
+    try:
+        with h5py.File(path) as f: return f["truth/settings"].asstr()[()] == settings
+    except (OSError, KeyError, TypeError): return False
+
 def simulate_recording(
     path, # the HDF5 file to write
     seconds=600, # length of the training movie, s
@@ -459,14 +469,17 @@ def simulate_recording(
     seed=0, # which retina, movies and spikes
     progress=False, # show a progress bar
 ) -> Path: # where the file is
-    "Show a movie to a retina whose true rates are known, and write a recording in the published layout"
+    "Show a movie to a retina whose true rates are known, and write a recording; one that is there already stays"
     _check(path, stimulus, seconds=seconds, test_seconds=test_seconds, repeats=repeats, cells=cells, seed=seed)
+    asked = dict(seconds=float(seconds), test_seconds=float(test_seconds), repeats=int(repeats), cells=int(cells))
+    settings = json.dumps(asked | dict(stimulus=stimulus, seed=int(seed), version=__version__))
+    if _holds(path, settings): return absolute_path(path)
     retina = Retina(cells, seed)
     frames = round(seconds*HZ)
     blocks = np.unique(np.linspace(0, frames, 6, endpoint=False).astype(int))
     train = _Show(retina, stimulus, np.diff([*blocks, frames]), 1, seed, part=0)
     test = _Show(retina, stimulus, [round(test_seconds*HZ)], repeats, seed, part=1)
-    truth = {"train/rates": train.rates, "test/rates": test.rates, **cell_parts(retina)}
+    truth = {"train/rates": train.rates, "test/rates": test.rates, "settings": settings, **cell_parts(retina)}
     total = seconds + test_seconds
     with tqdm(total=total, desc="simulating", unit="s", disable=not progress, bar_format=_BAR) as bar:
         # writing the frames fills the rates and the spike times

@@ -25,7 +25,6 @@ def _uniform(*shape, fan_in):
 
 class TCN(RateModel):
     "Convolutions in space, then in time at every place, shared by all cells; each cell weighs places and channels"
-    default_history = .4
     default_lr = 3e-3
     ema_decay = .99
     min_batch = 1

@@ -9,9 +9,9 @@ __all__ = ['poisson_loss', 'corr_in_batch', 'Moments', 'RunningPearson', 'Scores
            'check_settings', 'check_numbers', 'check_processes', 'stimulus_clock', 'on_stimulus_clock', 'TrainValid',
            'epoch_sampler', 'train_valid_frames', 'already_batched', 'make_loaders', 'run_config', 'base_checksum',
            'quiet_lightning', 'Progress', 'WholeFiles', 'KeepEpochs', 'TensorBoard', 'make_trainer', 'fit_settings',
-           'feeding', 'run_of', 'fit', 'run_trainer', 'finish_run', 'start_trainer', 'rate_module', 'in_folders',
-           'go_on', 'write_history', 'finish_training', 'solve', 'predict', 'parse_settings', 'model_for',
-           'check_history', 'history_frames', 'train_run']
+           'feeding', 'about_ended', 'run_of', 'fit', 'run_trainer', 'finish_run', 'start_trainer', 'rate_module',
+           'in_folders', 'go_on', 'write_history', 'finish_training', 'solve', 'predict', 'parse_settings', 'model_for',
+           'check_history', 'history_frames', 'default_folder', 'train_run']
 
 # %% ../nbs/05_training.ipynb #9e3658db
 import ast, copy, ctypes, hashlib, logging, multiprocessing, platform, sys, time, warnings
@@ -45,8 +45,8 @@ from .data import (Frames, InputError, LazyMovie, Part, full_history,
                             old_names, split_frames)
 from retina_nb.run_folder import (  # noqa: F401 (some are for whoever looks for them here, where they were)
     Checkpoint, Run, absolute_path, as_started, best_checkpoint, best_epoch, build_model, check_same_run, checksum, checksums,
-    config_without_seed, has_ended, is_over, keep_best, load_class, load_run, load_runs, load_weights, model_path, models, monitors,
-    read_checkpoint, read_config, read_history, rows_so_far, run_folders, save_weights, training_lock, whole_file,
+    config_without_seed, has_ended, is_finished, is_over, keep_best, load_class, load_run, load_runs, load_weights, model_path, models, monitors,
+    read_checkpoint, read_config, read_history, remove_run, rows_so_far, run_folders, save_weights, training_lock, whole_file,
     write_json)
 from .stimulus_clock import StimulusClock, find_clock, full_field_levels, on_clock
 
@@ -633,7 +633,9 @@ class Progress(TQDMProgressBar):
     def __init__(self):
         self.lines = not (sys.stdout.isatty() or "ipykernel" in sys.modules)
         super().__init__(refresh_rate=0 if self.lines else 5)
-    def get_metrics(self, *args): return {k: v for k, v in super().get_metrics(*args).items() if k != "v_num"}
+    def get_metrics(self, *args):    # what is validated first: a narrow terminal cuts the rest
+        metrics = super().get_metrics(*args)
+        return {name: metrics[name] for name in ("valid_corr", "valid_loss", "train_corr") if name in metrics}
     def say(self, row):
         if not self.lines: return
         def scores(part): return f"loss {row[f'{part}_loss']:.3f}, correlation {row[f'{part}_corr']:.3f}"
@@ -720,6 +722,14 @@ def feeding(model, wish, out, resume):
     model.choose_batches("windows" if is_older and model.batches else wish)
     return model.batches
 
+def about_ended(
+    out, # folder
+    opened, # is it a run that nobody asked to go on with?
+):
+    "What is said where nothing is trained"
+    if not opened: return f"{out}: has ended, nothing more to do"
+    return f"{out}: has ended with these settings and is opened; --overwrite (overwrite=True) trains anew"
+
 def run_of(model, out):
     "The run that a training has left; its model's class is known, so nothing is imported"
     run = Run(out, trust=True)
@@ -744,13 +754,14 @@ def fit(
     clock="auto", # of a full-field stimulus: auto, the steady one if the spikes follow that; file, as the file has it
     batches="auto", # windows, stretches of neighbouring frames, or auto: the faster, where a model takes either
     resume=False, # go on with the run in `out`, if there is one
+    overwrite=False, # train anew where `out` has a run; else one that has ended with the same settings is opened
     workers=2, # processes that read ahead, where the recording is not in memory
     progress=True, # show a progress bar
     on_epoch=None, # called with each row of the history, a dict; training stops where it returns True
     precision="auto", # 32-true, 16-mixed, bf16-mixed, …; auto: on a GPU the faster of 32-true and bfloat16
     **trainer_kwargs, # of Lightning's Trainer: accelerator, devices, strategy, callbacks, limit_train_batches, …
 ) -> Run:
-    "Train a model on a recording and leave a run folder; can be stopped and resumed"
+    "Train a model on a recording and leave a run folder; can be stopped and resumed, and called again when it has ended"
     keep_freed_memory()
     out = absolute_path(out)
     settings = fit_settings(model, split=split, fractions=fractions, scale=scale, seed=seed, batch_size=batch_size,
@@ -764,9 +775,12 @@ def fit(
     scaling = frames.train.scale
     config = run_config(model, rec, scaling, settings, trainer=trainer_log)
     with in_folders(trainer, out):
-        if trainer.is_global_zero: check_same_run(out, config, resume)
-        if resume and has_ended(out, settings, solved=not model.default_epochs):
-            if progress and trainer.is_global_zero: print(f"{out}: has ended, nothing more to do")
+        if overwrite and trainer.is_global_zero: remove_run(out)
+        is_solved = not model.default_epochs
+        opens = not (resume or overwrite) and is_finished(out, config, is_solved)
+        if trainer.is_global_zero: check_same_run(out, config, resume or opens)
+        if opens or resume and has_ended(out, settings, is_solved):
+            if (opens or progress) and trainer.is_global_zero: print(about_ended(out, opens))
             return run_of(model, out)
         rows = rows_so_far(out) if model.default_epochs else []
         if trainer.is_global_zero: go_on(out, config, rows)
@@ -998,10 +1012,26 @@ def history_frames(
     "Frames in a window, where nobody says how many"
     return max(1, round(kind.default_history*hz))
 
+def default_folder(
+    model, # a class, one of `models`, or module:Class
+)->Path:
+    "Where a model is trained, where nobody says where"
+    return Path("runs")/(model.__name__ if isinstance(model, type) else model.rpartition(":")[2])
+
+def _history(kind, hz, out, resume):
+    "Frames in a window: of the run that goes on, or as many as the model is made to see"
+    goes_on = resume and (out/"config.json").exists()
+    return read_config(out)["history"] if goes_on else history_frames(kind, hz)
+
+def _about_choice(kind, history, hz):
+    "What is said of a window that nobody asked for"
+    return (f"{kind.__name__} with --history {history}: the last {1000*history/hz:.0f} ms at {hz:g} Hz, "
+            "which it is made to see; --model and --history choose others")
+
 def train_run(
     rec, # Recording
-    model, # a class, one of `models`, or module:Class
-    out, # run folder
+    model="adaptive", # a class, one of `models`, or module:Class
+    out=None, # run folder; runs/MODEL if None
     history=None, # frames in a window; the model's `default_history` if None
     settings=None, # hyperparameters; for stacked also base, the run folder of a BNCNN; without, one is trained in OUT/bncnn
     seed=0, # of weights, split and order
@@ -1013,7 +1043,11 @@ def train_run(
     check_numbers({"seed": seed})
     torch.manual_seed(seed)
     kind = load_class(model)
-    if history is None: history = history_frames(kind, rec.hz)
+    out = absolute_path(default_folder(model) if out is None else out)
+    if history is None:
+        history = _history(kind, rec.hz, out, options.get("resume"))
+        says = options.get("progress", True) and "base" not in settings
+        if says: print(_about_choice(kind, history, rec.hz), flush=True)
     if kind.base: new = _on_base(rec, kind, out, history, settings, dict(options, seed=seed))
     else: new = model_for(rec, kind, history, **settings)
     return fit(new, rec, out, lr=lr, seed=seed, **options)
@@ -1022,11 +1056,13 @@ def _on_base(rec, kind, out, history, settings, options):
     "A model on the trained weights of another: of the run that is given, or of one that is trained first"
     on_top = {name: settings.pop(name) for name in kind.defaults if name in settings}
     given = settings.pop("base", None)
-    out = absolute_path(out)
-    has_begun = (out/"config.json").exists()  # then the base stays as it is
-    options = {**options, "resume": True, "on_epoch": None}
+    has_begun = (out/"config.json").exists() and not options.get("overwrite")  # then the base stays as it is
+    options = {**options, "resume": not options.get("overwrite"), "on_epoch": None}
+    says = options.get("progress", True) and not (given or has_begun)
+    if says: print(f"1 of 2 trainings: {kind.base}, on which {kind.__name__} stands", flush=True)
     if given or has_begun: base = load_run(given or out/kind.base)
     else: base = train_run(rec, kind.base, out/kind.base, history, settings, **options)
+    if says: print(f"2 of 2 trainings: {kind.__name__}", flush=True)
     expected = load_class(kind.base)
     if base.model_class is not expected:
         raise InputError(f"{base.path}: expected a run of {expected.__name__} as base of a stacked model, "

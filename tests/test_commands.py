@@ -13,7 +13,7 @@ from retina_nb.data import InputError, Recording
 from retina_nb.parallel import train_sessions
 from retina_nb.training import fit, load_run, model_for, train_run
 
-SMALL = dict(settings=dict(chans=[2, 3], ksizes=[3, 3]), batch_size=128, progress=False)
+SMALL = dict(settings=dict(chans=[2, 3], ksizes=[3, 3]), history=1, batch_size=128, progress=False)
 
 
 class Scripted(BNCNN):
@@ -116,7 +116,7 @@ def test_the_reference_keeps_its_way():
 
 
 def test_what_is_said(recording, tmp_path, capsys):  # noqa: F811
-    options = dict(data=str(recording), set="chans=[2,2] ksizes=[3,3]", epochs=1, batch_size=256)
+    options = dict(model="bncnn", history=1, data=str(recording), set="chans=[2,2] ksizes=[3,3]", epochs=1, batch_size=256)
     retina_train(out=str(tmp_path/"a"), **options)
     assert "best validation loss in epoch 0: validation loss" in capsys.readouterr().out
     retina_train(out=str(tmp_path/"b"), monitor="valid_corr", **options)

@@ -83,6 +83,25 @@ def test_is_clean(path):
 
 
 @each_notebook
+def test_figures_say_what_they_show(path):
+    "Whoever cannot see a figure hears a sentence, #| fig-alt: \"…\" after the other directives, one for each figure"
+    for cell in code_cells(read(path)):
+        n_figures = sum("image/png" in o.get("data", {}) for o in cell["outputs"])
+        alt = re.search(r"^#\|\s*fig-alt:\s*(.*)$", source(cell), re.M)
+        if not n_figures and not alt: continue
+        assert alt, f"{path.name}, cell {cell['id']}: a figure without #| fig-alt"
+        sentences = json.loads(alt[1])
+        sentences = [sentences] if isinstance(sentences, str) else sentences
+        assert len(sentences) == max(n_figures, 1) and all(len(s) > 20 for s in sentences), f"{path.name}, cell {cell['id']}: a sentence for each figure"
+
+
+@each_notebook
+def test_pictures_in_text_have_alt_text(path):
+    for cell in read(path)["cells"]:
+        if cell["cell_type"] == "markdown": assert "![](" not in source(cell), f"{path.name}, cell {cell['id']}: a picture without alt text"
+
+
+@each_notebook
 def test_imports_stand_alone(path):
     "Building the site executes every cell that holds an import"
     for cell in code_cells(read(path)):

@@ -44,7 +44,7 @@ def test_defaults_fit(tmp_path, size, hz, capsys):
 @pytest.mark.parametrize("size, hz", ODD)
 def test_trained_with_the_defaults(tmp_path, size, hz, capsys):
     rec = record(tmp_path/"odd.h5", size, hz, seconds=2000/hz)
-    retina_train(data=str(rec), epochs=1, batch_size=128, out=str(tmp_path/"run"))
+    retina_train(data=str(rec), model="bncnn", history=1, epochs=1, batch_size=128, out=str(tmp_path/"run"))
     said = capsys.readouterr().out
     assert said.count("BNCNN: ksizes=[") == 1
     run = load_run(tmp_path/"run")

@@ -16,14 +16,14 @@ from retina_nb.commands import retina_train
 
 # without noise, which is each process' own; the last batches are partial, and odd
 SET = "chans=[2,3] ksizes=[3,3] noise=0"
-ARGS = ["--set", SET, "--history", 4, "--batch_size", 62, "--epochs", 5, "--accelerator", "cpu"]
+ARGS = ["--model", "bncnn", "--set", SET, "--history", 4, "--batch_size", 62, "--epochs", 5, "--accelerator", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def alone(recording, tmp_path_factory):
     "The run of one process"
     out = tmp_path_factory.mktemp("alone")/"run"
-    retina_train(data=str(recording), set=SET, history=4, batch_size=62, epochs=5, accelerator="cpu", out=str(out))
+    retina_train(model="bncnn", data=str(recording), set=SET, history=4, batch_size=62, epochs=5, accelerator="cpu", out=str(out))
     return load_run(out)
 
 

@@ -15,7 +15,7 @@ from retina_nb.evaluation import Evaluation, common_cells, evaluate, evaluations
 from retina_nb.inputs import printable
 from retina_nb.report import Section, html_report, markdown_report, print_summary, report_sections, write_results
 from retina_nb.results import cells_table, csv_text, differences, notes, results_table, seeds_table, short_table
-from retina_nb.training import Run, fit
+from retina_nb.training import Run, fit, train_run
 
 
 def record(path, cells=4, repeats=4):
@@ -421,3 +421,14 @@ def test_a_movie_that_becomes_duller_is_no_drift():
 
 def test_printable():
     assert printable("cell 01é日") == "cell 01é日" and "\x1b" not in printable("\x1b]0;title\x07") and printable("\udcff").encode()
+
+
+def test_how_long_and_on_what(tmp_path):
+    "The table's company says how long each model was trained, hidden limits too, and that a simulated retina is one"
+    from retina_nb.results import about_runs
+    from retina_nb.simulation import simulate_recording
+    rec = Recording(simulate_recording(tmp_path/"simulated.h5", seconds=20, test_seconds=5, cells=2))
+    run = train_run(rec, "adaptive", tmp_path/"run", history=8, epochs=1, settings=dict(subunits=2, n_basis=4), progress=False, limit_train_batches=3)
+    trained, simulated = about_runs([run])
+    assert trained == "Trained for: AdaptiveSubunits 1 epoch of at most 3 batches each."
+    assert "simulated" in simulated and "parts that AdaptiveSubunits has, too" in simulated and "chapter 17" in simulated

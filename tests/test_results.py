@@ -220,7 +220,7 @@ def test_no_runs(tmp_path):
 
 
 def test_leak(tmp_path):
-    p = shell(tmp_path, "retina_leak", "--data", record(tmp_path/"noise.h5"), "--epochs", 1, "--set", "chans=[2,2] ksizes=[3,3]", "--out", "leak")
+    p = shell(tmp_path, "retina_leak", "--data", record(tmp_path/"noise.h5"), "--history", 1, "--epochs", 1, "--set", "chans=[2,2] ksizes=[3,3]", "--out", "leak")
     assert p.returncode == 0, p.stderr
     table = pd.read_csv(tmp_path/"leak/leak.csv")
     assert table.split.tolist() == ["random", "stratified", "blocked"] and (table.val_corr_lo <= table.val_corr_hi).all()

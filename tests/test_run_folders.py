@@ -233,7 +233,7 @@ def test_two_at_once(copy, rec):
 
 
 def test_lock_of_a_killed_process(recording, tmp_path):  # noqa: F811
-    args = ["--data", recording, "--set", "chans=[2,2]", "--history", 4, "--epochs", 300, "--patience", 0, "--out", tmp_path/"run"]
+    args = ["--data", recording, "--model", "bncnn", "--set", "chans=[2,2]", "--history", 4, "--epochs", 300, "--patience", 0, "--out", tmp_path/"run"]
     p = shell("retina_train", *args, folder=tmp_path)
     while not (tmp_path/"run"/"last.ckpt").exists():
         assert p.poll() is None, p.communicate()
@@ -342,7 +342,7 @@ def test_undefined_correlation(rec, tmp_path, monkeypatch, capsys):
     (dict(seeds="99999999999"), "seeds"), (dict(data=""), "--data"), (dict(data="a\0b"), "--data")])
 def test_numbers_from_the_shell(recording, tmp_path, given, words):  # noqa: F811
     with pytest.raises(InputError, match=words) as e:
-        retina_train(**{"data": str(recording), "set": "chans=[2,2]", "out": str(tmp_path/"run")} | given)
+        retina_train(**{"data": str(recording), "model": "bncnn", "history": 1, "set": "chans=[2,2]", "out": str(tmp_path/"run")} | given)
     assert "\n" not in str(e.value) and not (tmp_path/"run").exists()
 
 
@@ -367,7 +367,7 @@ def test_paths(tmp_path, monkeypatch):
 
 
 def test_closed_pipe(recording, tmp_path):  # noqa: F811
-    p = shell("retina_train", "--data", recording, "--set", "chans=[2,2] ksizes=[3,3]", "--epochs", 400, "--patience", 0, "--out", tmp_path/"run", folder=tmp_path)
+    p = shell("retina_train", "--data", recording, "--model", "bncnn", "--history", 1, "--set", "chans=[2,2] ksizes=[3,3]", "--epochs", 400, "--patience", 0, "--out", tmp_path/"run", folder=tmp_path)
     p.stdout.readline()
     p.stdout.close()
     err = p.stderr.read()

@@ -56,6 +56,18 @@ def test_seed(tmp_path):
     for name in parts: np.testing.assert_array_equal(a[name], noise[name], err_msg=name) # the same retina, whichever movie it sees
     assert not np.array_equal(a["truth/cells/center"], other["truth/cells/center"])
 
+def test_the_same_call_again(tmp_path):
+    "The file stays, to the byte, so that a run trained on it can be opened; another call writes anew"
+    path = simulate_recording(tmp_path/"x.h5", seed=3, **SHORT)
+    before = path.stat().st_mtime_ns, path.read_bytes()
+    assert simulate_recording(str(path), seed=np.int64(3), **SHORT) == path
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+    simulate_recording(path, seed=4, **SHORT)
+    assert path.read_bytes() != before[1]
+    path.write_bytes(before[1][:1000])
+    simulate_recording(path, seed=3, **SHORT)
+    assert Recording(path).n_cells == SHORT.get("cells", 9)
+
 def test_cells_stay_the_same_when_more_are_recorded():
     movie = np.concatenate(list(natural_movie(200)))
     np.testing.assert_allclose(Retina(2)(movie), Retina(12)(movie)[:, :2], rtol=1e-3, atol=1e-3)

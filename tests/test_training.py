@@ -10,7 +10,8 @@ import torch
 from forks import console_script, fresh, shell
 
 from retina_nb.data import InputError, Recording, write_recording
-from retina_nb.training import load_run, predict
+from retina_nb.models import models
+from retina_nb.training import Progress, TQDMProgressBar, history_frames, load_class, load_run, predict, train_run
 from retina_nb.commands import retina_train
 
 
@@ -31,7 +32,7 @@ def recording(tmp_path_factory):
     return write_recording(folder/"noise.h5", train, spikes(train), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)], blocks=[0, 1500])
 
 
-SMALL = ["--set", "chans=[2,3] ksizes=[3,3]", "--history", 4, "--batch_size", 64, "--accelerator", "cpu"]
+SMALL = ["--model", "bncnn", "--set", "chans=[2,3] ksizes=[3,3]", "--history", 4, "--batch_size", 64, "--accelerator", "cpu"]
 
 
 def test_train_predict(recording, tmp_path):
@@ -63,10 +64,10 @@ def test_train_predict(recording, tmp_path):
     (["--data", "REC", "--split", "half"], "blocked, stratified or random"),
     (["--data", "REC", "--scale", "half"], "unit, zscore or raw"),
     (["--data", "REC", "--cells", "0,7"], "0 to 1"),
-    (["--data", "REC", "--set", "chanels=[2,2]"], "chanels"),
+    (["--data", "REC", "--model", "bncnn", "--set", "chanels=[2,2]"], "chanels"),
     (["--data", "REC", "--set", "chans = [2,2]"], "--set: expected pairs"),
-    (["--data", "REC", "--set", "ksizes=[15,15,3]"], "ksizes"),
-    (["--data", "REC", "--set", "activ_fxn=Relu"], "Relu"),
+    (["--data", "REC", "--model", "bncnn", "--set", "ksizes=[15,15,3]"], "ksizes"),
+    (["--data", "REC", "--model", "bncnn", "--set", "activ_fxn=Relu"], "Relu"),
     (["--data", "REC", "--epochs", 0], "epochs: expected a positive number"),
     (["--data", "REC", "--history", 2000], "history"),
     (["--data", "REC", "--response", "rate"], "firing_rate_20ms"),
@@ -131,18 +132,80 @@ def test_stop_and_resume(recording, tmp_path, how):
 
 
 def test_other_run_is_not_overwritten(recording, tmp_path):
-    args = dict(data=str(recording), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"))
+    args = dict(model="bncnn", history=1, data=str(recording), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"))
     retina_train(**args)
-    with pytest.raises(InputError, match="found a run"): retina_train(**args)
+    for other in (dict(seed=1), dict(lr=.1), dict(epochs=2), dict(history=2)):
+        with pytest.raises(InputError, match="found a run.*overwrite=True"): retina_train(**args | other)
     with pytest.raises(InputError, match="another seed"): retina_train(**args, seed=1, resume=True)
     retina_train(**args, resume=True)  # finished already: nothing changes
     assert len(load_run(tmp_path/"run").history) == 1
+    retina_train(**args | dict(seed=1), overwrite=True)
+    assert load_run(tmp_path/"run").config["seed"] == 1
+
+
+def everything(folder): return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("model, settings", [
+    ("bncnn", dict(chans=[2, 3], ksizes=[3, 3])), ("ln", {}), ("adaptive", dict(subunits=2, n_basis=4)),
+    ("stacked", dict(chans=[2, 3], ksizes=[3, 3], head="mlp", hidden=4))])
+def test_run_all_twice(recording, tmp_path, capsys, model, settings):
+    "The same cells again open what they have trained, and say so; what a person put beside it stays"
+    rec = Recording(recording)
+    def train(**more): return train_run(rec, model, tmp_path/"run", **dict(history=4, epochs=1, batch_size=256, settings=dict(settings), progress=False) | more)
+    train()
+    (tmp_path/"run"/"notes.txt").write_text("mine")
+    before = everything(tmp_path)
+    again = train()
+    assert everything(tmp_path) == before and "has ended with these settings and is opened" in capsys.readouterr().out
+    with pytest.raises(InputError, match="found a run"): train(seed=1)
+    assert everything(tmp_path) == before
+    anew = train(seed=1, overwrite=True)
+    assert anew.config["seed"] == 1 and (tmp_path/"run"/"notes.txt").read_text() == "mine"
+    if model == "stacked": assert load_run(tmp_path/"run"/"bncnn").config["seed"] == 1
+    assert again.config["seed"] == 0
+
+
+def test_a_stopped_run_is_not_opened(recording, tmp_path):
+    args = dict(history=2, batch_size=256, settings=dict(chans=[2, 3], ksizes=[3, 3]), progress=False)
+    run = train_run(Recording(recording), "bncnn", tmp_path/"run", epochs=1, **args)
+    (run.path/"training_results.json").unlink()
+    with pytest.raises(InputError, match="found a run"): train_run(Recording(recording), "bncnn", tmp_path/"run", epochs=1, **args)
+
+
+def test_the_default_is_said(recording, tmp_path, capsys, monkeypatch):
+    "The project's own model, and the window that it is made for"
+    monkeypatch.chdir(tmp_path)
+    retina_train(data=str(recording), set="subunits=2 n_basis=4", epochs=1, batch_size=256)
+    first, *_ = capsys.readouterr().out.splitlines()
+    run = load_run("runs/adaptive")
+    assert run.model_name == "AdaptiveSubunits" and f"AdaptiveSubunits with --history {run.config['history']}: the last 600 ms" in first
+    for name in models: assert history_frames(load_class(name), 100) >= 40
+
+
+def test_a_stacked_training_says_which(recording, tmp_path, capsys):
+    train_run(Recording(recording), "stacked", tmp_path/"run", history=2, epochs=1, batch_size=256, settings=dict(chans=[2, 3], ksizes=[3, 3]))
+    said = capsys.readouterr().out
+    assert said.index("1 of 2 trainings: bncnn") < said.index("2 of 2 trainings: LinearStackedBNCNN")
+
+
+def test_the_bar_shows_what_is_validated_first(monkeypatch):
+    "At 80 columns the rest is cut"
+    scores = dict(v_num=0, valid_loss=1., train_corr=.1, valid_corr=.2)
+    monkeypatch.setattr(TQDMProgressBar, "get_metrics", lambda *args: scores)
+    assert list(Progress().get_metrics()) == ["valid_corr", "valid_loss", "train_corr"]
+
+
+def test_help_lists_the_models(tmp_path):
+    p = shell("retina_train", "--help", folder=tmp_path)
+    out, _ = p.communicate()
+    assert all(name in " ".join(out.split()) for name in models) and "adaptive)" in out
 
 
 def test_recording_changed(recording, tmp_path):
     copy = tmp_path/"copy.h5"
     copy.write_bytes(recording.read_bytes())
-    retina_train(data=str(copy), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"))
+    retina_train(model="bncnn", history=1, data=str(copy), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"))
     assert load_run(tmp_path/"run").recording.n_cells == 2
     with open(copy, "ab") as f: f.write(b"x")
     with pytest.raises(InputError, match="has changed"): load_run(tmp_path/"run").recording
@@ -161,7 +224,7 @@ def test_other_models(recording, tmp_path, model):
 
 
 def test_seeds(recording, tmp_path):
-    retina_train(data=str(recording), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"), seeds="0,1")
+    retina_train(model="bncnn", history=1, data=str(recording), set="chans=[2,3] ksizes=[3,3]", epochs=1, batch_size=256, out=str(tmp_path/"run"), seeds="0,1")
     a, b = (load_run(tmp_path/"run"/f"seed{s}") for s in (0, 1))
     assert a.config["seed"] == 0 and b.config["seed"] == 1 and not np.array_equal(a.split[1], b.split[1])
     with pytest.raises(InputError, match="whole numbers"): retina_train(data=str(recording), out=str(tmp_path/"x"), seeds="0,a")
@@ -177,5 +240,5 @@ def test_baselines(recording, tmp_path, model):
     assert np.isfinite(rates[4:]).all() and (rates[4:] >= 0).all()
     corr = [np.corrcoef(rates[4:, i], run.recording.test.rates[4:, i])[0, 1] for i in range(2)]
     assert min(corr) > .3 and len(run.history) == 1 and run.results["params"] == run.config["params"]
-    with pytest.raises(InputError, match="found a run"): retina_train(**args)
+    with pytest.raises(InputError, match="found a run"): retina_train(**args | dict(history=6))
     retina_train(**args, resume=True)

@@ -1,0 +1,109 @@
+"The pages of the site, as far as they are made before Quarto sees them"
+import inspect
+import re
+
+import pandas as pd
+import pytest
+import yaml
+from execnb.nbio import read_nb
+from nbdev.processors import FilterDefaults
+from test_house import notebooks, root
+
+import pages
+from retina_nb.adaptive import AdaptiveSubunits
+from retina_nb.benchmarks import run_benchmarks
+from retina_nb.data import Part
+from retina_nb.metrics import cc_norm
+from retina_nb.training import FiringRates, fit
+
+
+def shown(thing): return pages.Entry(thing)._repr_markdown_()
+
+
+def test_a_class_is_a_class_and_has_its_source():
+    text = shown(AdaptiveSubunits)
+    assert "class AdaptiveSubunits(\n" in text and "def AdaptiveSubunits" not in text
+    assert "<details><summary>Source of AdaptiveSubunits" in text and "self._add_window()" in text
+    assert "class Part(\n" in shown(Part) and "<details>" not in shown(Part) and "NoneType" not in shown(Part)
+
+
+@pytest.mark.parametrize("thing", [fit, cc_norm, run_benchmarks, FiringRates, FiringRates.on_train_epoch_end], ids=lambda t: t.__qualname__)
+def test_only_own_words(thing):
+    "No docstring of Lightning's or Python's, no address in memory, no parameters twice"
+    text = shown(thing)
+    assert not re.search(r"Call self|:meth:|:class:| at 0x|Parameters\n-+", text)
+
+
+def test_defaults_without_addresses():
+    def f(x, run=fit, rules={"a": [fit, "b"]*20}): "Stars * and `*` and a_b"  # noqa: B006
+    text = shown(f)
+    assert "0x" not in text and max(map(len, text.splitlines())) < 150
+    assert r"Stars \* and `*` and a\_b" in text
+
+
+def test_links_are_relative_and_not_in_code():
+    text = pages.linked("`fit` and `cc_max`, [`fit`](05_training.ipynb), `subunits`\n```python\nfit # `fit`\n```\n`nothing_of_that_name`")
+    assert text.startswith("[`fit`](training.html#fit) and [`cc_max`](metrics.html#cc_max), [`fit`](05_training.ipynb), `subunits`\n")
+    assert "fit # `fit`" in text and text.endswith("\n`nothing_of_that_name`") and "https://" not in text
+
+
+def test_tables_are_markdown():
+    table = pd.DataFrame({"a|b": [1, 2], "c": ["x", "y"]}, index=pd.Index(["one", "two"], name="row"))
+    assert pages.markdown_table(table.to_html()).splitlines() == [
+        r"| row | a\|b | c |", "| --- | ---: | ---: |", "| one | 1 | x |", "| two | 2 | y |"]
+    assert pages.markdown_table(pd.concat({"top": table}, axis=1).to_html()) is None    # stays plain text
+
+
+def test_no_line_is_wider_than_the_page():
+    for text in ("word "*60, "    " + "word "*60, "x"*300):
+        assert max(map(len, pages.narrow(text).splitlines())) <= pages.WIDTH
+    assert pages.narrow("a  b\n\n  c") == "a  b\n\n  c"
+
+
+@pytest.fixture(scope="module")
+def processed():
+    nb = read_nb(root/"nbs"/"05_models.ipynb")
+    return FilterDefaults()(nb) or nb
+
+
+def test_a_chapter(processed):
+    texts = ["".join(cell.source) for cell in processed.cells]
+    colab, = [text for text in texts if "colab.research.google.com" in text]
+    assert "/blob/main/nbs/05_models.ipynb" in colab and "!pip install git+https://github.com/retina-nb/retina_nb" in colab
+    assert not [o for cell in processed.cells for o in cell.get("outputs", []) if "text/html" in o.get("data", {})]
+
+
+def test_margin_and_list_of_functions():
+    "Every notebook once, in its group; every public function with a link into a page"
+    groups = yaml.safe_load(pages.sidebar())["website"]["sidebar"]["contents"]
+    listed = [entry["href"] for group in groups for entry in group.get("contents", [])]
+    assert sorted(listed) == sorted(p.name for p in notebooks) and groups[0]["contents"][0]["href"] == "index.ipynb"
+    page = pages.list_of_functions()
+    assert "- [`fit`](training.html#fit): Train a model" in page and "https://" not in page
+    assert all(name in page for name in ("`train_run`", "`RateModel`", "`subunits`", "`write_recording`"))
+
+
+def test_nothing_of_a_title_is_lost():
+    "nbdev makes a page's head of the first cell and drops what else is in it"
+    for path in notebooks:
+        lines = "".join(read_nb(path).cells[0].source).strip().splitlines()
+        assert all(line.startswith(("# ", "> ")) or not line for line in lines), f"{path.name}: put the rest of the first cell into the next one"
+
+
+def test_equations_fit():
+    "One that is long is broken in an aligned block"
+    for path in notebooks:
+        for cell in read_nb(path).cells:
+            if cell.cell_type != "markdown": continue
+            for equation in re.findall(r"\$\$(.*?)\$\$", "".join(cell.source), re.S):
+                visible = [re.sub(r"\\(mathrm|text|begin|end|big|Big|left|right|frac|sum|hat|bar|qquad|quad|langle|rangle)|[{}&\\ ]", "", line) for line in equation.split("\\\\")]
+                assert max(map(len, visible)) < 90, f"{path.name}: {equation}"
+
+
+def test_site_settings():
+    config = yaml.safe_load((root/"_quarto.yml").read_text())
+    html, website = config["format"]["html"], config["website"]
+    assert html["code-overflow"] == "wrap" and html["lightbox"] and html["grid"]["body-width"]
+    assert set(html["theme"]) == {"light", "dark"} and website["page-navigation"] and (root/"nbs"/website["favicon"]).is_file()
+    assert "$web-font-path: false" in (root/"nbs"/"offline.scss").read_text()
+    assert inspect.signature(pages.Entry).parameters.keys() >= {"sym", "name", "title_level"}    # as nbdev calls it
