@@ -530,6 +530,11 @@ def _missing_words(rates, cell_names, of_what):
     return f"; not recorded of {of_what}: {', '.join(words)}" if words else ""
 
 @patch(as_prop=True)
+def unit(self:Recording)->str:
+    "What responses are measured in"
+    return {"binned": "spikes per frame", "trace": "trace"}.get(self.response, "Hz")
+
+@patch(as_prop=True)
 def about_response(self:Recording)->str:
     "What is to be said of the responses, empty as a rule"
     if not is_narrow(self.response, self.hz): return ""

@@ -785,6 +785,7 @@ def fit(
         rows = rows_so_far(out) if model.default_epochs else []
         if trainer.is_global_zero: go_on(out, config, rows)
         if progress and config["stimulus_clock"]: print(_about_clock(config["stimulus_clock"]))
+        if progress and rec.about_response: print(rec.about_response)
         if not model.default_epochs:
             model.progress = progress and not Progress().lines
             solve(model, frames, out)
