@@ -6,7 +6,7 @@
 __all__ = ['cut_triggers', 'read_phy', 'refractory_violations', 'write_units', 'from_phy', 'repeat_lags', 'cell_checks',
            'Showing', 'showings', 'traces_at_frames', 'from_nwb']
 
-# %% ../nbs/18_own_recording.ipynb #3c3cdcdd
+# %% ../nbs/18_own_recording.ipynb #beb404a6
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from .evaluation import steadiness
 from .frame_times import starts_after_pauses
 from .metrics import nanmean, oracle
 
-# %% ../nbs/18_own_recording.ipynb #1ac8efa0
+# %% ../nbs/18_own_recording.ipynb #9a53f154
 def cut_triggers(
     triggers, # time of each frame of all showings, s
     lengths, # frames of each showing, in order
@@ -42,7 +42,7 @@ def _check_pause(showing, cut, starts, triggers):
     raise InputError(f"triggers: expected showing {showing} to begin after a pause, at trigger {cut}, "
                      f"found the pause before trigger {nearest}; one showing has {abs(nearest - cut)} more or fewer")
 
-# %% ../nbs/18_own_recording.ipynb #2159d117
+# %% ../nbs/18_own_recording.ipynb #6a314205
 def _load(path):
     "An array of a sorter's folder, which stays on disk"
     try: return np.load(path, mmap_mode="r", allow_pickle=False).reshape(-1)
@@ -73,7 +73,7 @@ def _labels(folder):
     for name, column in _LABELS.items(): labels = _labels_in(folder/name, column) | labels
     return labels
 
-# %% ../nbs/18_own_recording.ipynb #0baa0906
+# %% ../nbs/18_own_recording.ipynb #c77a6f14
 def read_phy(
     folder, # with spike_times.npy, spike_clusters.npy and cluster_group.tsv or cluster_info.tsv
     groups=("good",), # labels of the clusters to take; None for all but noise
@@ -100,7 +100,7 @@ def _choose(folder, clusters, groups):
     raise InputError(f"{folder}: expected clusters labelled {' or '.join(groups or ['other than noise'])}, found {counts}; "
                      "groups= says which to take, and None all but noise")
 
-# %% ../nbs/18_own_recording.ipynb #2e249eb4
+# %% ../nbs/18_own_recording.ipynb #0f93a8ce
 def refractory_violations(
     times, # of the spikes of one cell, s, sorted
     rest=.0015, # how long a cell has to rest, s
@@ -109,7 +109,7 @@ def refractory_violations(
     intervals = np.diff(times)
     return float(np.mean(intervals < rest)) if len(intervals) else np.nan
 
-# %% ../nbs/18_own_recording.ipynb #e65316e0
+# %% ../nbs/18_own_recording.ipynb #430b1888
 def write_units(
     path, # file to write, .h5
     units, # name -> spike times, s
@@ -150,7 +150,7 @@ def from_phy(
     units = read_phy(folder, groups, sample_rate)
     return write_units(path, units, stimulus, frame_times, test_stimulus, test_frame_times, valid, **more)
 
-# %% ../nbs/18_own_recording.ipynb #8ac48a7e
+# %% ../nbs/18_own_recording.ipynb #e33587c8
 def repeat_lags(
     rec, # Recording
     most=.25, # s, to either side
@@ -173,7 +173,7 @@ def _best_lag(one, others, reach):
     agreement = [(one[max(lag, 0):n + min(lag, 0)]*others[max(-lag, 0):n - max(lag, 0)]).sum() for lag in lags]
     return lags[int(np.argmax(agreement))] if max(agreement) > 0 else np.nan
 
-# %% ../nbs/18_own_recording.ipynb #d0845b71
+# %% ../nbs/18_own_recording.ipynb #f887b99a
 def cell_checks(
     rec, # Recording
 ) -> pd.DataFrame: # a row a cell
@@ -186,7 +186,7 @@ def cell_checks(
     columns["reliability"] = oracle(np.asarray(rec.test.repeat_rates)) if reliable else np.full(rec.n_cells, np.nan)
     return pd.DataFrame(columns)
 
-# %% ../nbs/18_own_recording.ipynb #e0ca4b01
+# %% ../nbs/18_own_recording.ipynb #57805663
 class Showing(NamedTuple):
     "Some frames of a series in an NWB file, as they were shown"
     series: object    # ImageSeries, TimeSeries or IndexSeries
@@ -209,7 +209,7 @@ def _images(series, index):
 def _frames(series, start, stop):
     "Frames of a series, (time, height, width)"
     frames = np.asarray(series.data[start:stop])
-    if hasattr(series, "indexed_timeseries"): frames = _images(series, frames.astype(int))
+    if series.neurodata_type == "IndexSeries": frames = _images(series, frames.astype(int))
     if frames.ndim == 1: return frames[:, None, None]
     return frames[:, None] if frames.ndim == 2 else frames
 
@@ -219,17 +219,19 @@ def _movie(showings):
         end = showing.first + len(showing.times)
         for start in range(showing.first, end, 1000): yield _frames(showing.series, start, min(start + 1000, end))
 
-# %% ../nbs/18_own_recording.ipynb #61cdc22a
+# %% ../nbs/18_own_recording.ipynb #cf2208e3
 def _named(nwb, name, kind):
     "The series of this name in an NWB file, or an `InputError`"
     every = {x.name: x for x in nwb.objects.values() if isinstance(x, kind)} | dict(nwb.stimulus)
     if name not in every:
-        raise InputError(f"NWB file: expected a series '{name}', found {', '.join(nwb.stimulus) or 'no stimulus'}"
-                         f"{'; and elsewhere ' + ', '.join(sorted(set(every) - set(nwb.stimulus))[:8]) if set(every) - set(nwb.stimulus) else ''}")
+        elsewhere = sorted(set(every) - set(nwb.stimulus))[:8]
+        raise InputError(f"NWB file: expected a series '{name}', found {', '.join(nwb.stimulus) or 'none'} as stimulus, "
+                         f"{', '.join(elsewhere) or 'none'} elsewhere")
     series = every[name]
-    if getattr(series, "external_file", None) is not None:
-        raise InputError(f"NWB file, {name}: expected frames in the file, found links to others ({series.external_file[0]}); put the frames in, or give them to write_recording")
-    return series
+    links = series.fields.get("external_file")
+    if links is None: return series
+    raise InputError(f"NWB file, {name}: expected frames in the file, found links to others ({links[0]}); "
+                     "put the frames in, or give them to write_recording")
 
 def _rows(nwb, name, label, value):
     "Start and end of those intervals whose label has a value, s"
@@ -249,7 +251,7 @@ def _part_of(series, times, start, stop):
     if end > first: return Showing(series, int(first), times[first:end])
     raise InputError(f"NWB file, {series.name}: expected frames between {start:g} and {stop:g} s, found none")
 
-# %% ../nbs/18_own_recording.ipynb #6be9a378
+# %% ../nbs/18_own_recording.ipynb #28a7ecd0
 def showings(
     nwb, # NWBFile
     what, # names of series, each shown once; or with `intervals` a label
@@ -280,7 +282,7 @@ def _alike(repeats):
             raise InputError(f"test_stimulus: expected the same movie in every repeat, found that frame {i} differs")
     return repeats
 
-# %% ../nbs/18_own_recording.ipynb #548cf5f7
+# %% ../nbs/18_own_recording.ipynb #76436dac
 def traces_at_frames(
     traces, # (samples, cells)
     times, # of the samples, s
@@ -291,7 +293,7 @@ def traces_at_frames(
     columns = traces[:, None] if traces.ndim == 1 else traces
     return np.stack([np.interp(frame_times, times, x, left=np.nan, right=np.nan) for x in columns.T])
 
-# %% ../nbs/18_own_recording.ipynb #c6036324
+# %% ../nbs/18_own_recording.ipynb #3b3a9108
 def _units(nwb, units):
     "Spike times by unit, s, and when each was observed, where the file says it"
     table = nwb.units
