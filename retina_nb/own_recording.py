@@ -6,8 +6,9 @@
 __all__ = ['cut_triggers', 'read_phy', 'refractory_violations', 'write_units', 'from_phy', 'repeat_lags', 'cell_checks',
            'Showing', 'showings', 'traces_at_frames', 'from_nwb']
 
-# %% ../nbs/18_own_recording.ipynb #beb404a6
+# %% ../nbs/18_own_recording.ipynb #e0f5fc44
 import re
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from .evaluation import steadiness
 from .frame_times import starts_after_pauses
 from .metrics import nanmean, oracle
 
-# %% ../nbs/18_own_recording.ipynb #9a53f154
+# %% ../nbs/18_own_recording.ipynb #336341a3
 def cut_triggers(
     triggers, # time of each frame of all showings, s
     lengths, # frames of each showing, in order
@@ -42,7 +43,7 @@ def _check_pause(showing, cut, starts, triggers):
     raise InputError(f"triggers: expected showing {showing} to begin after a pause, at trigger {cut}, "
                      f"found the pause before trigger {nearest}; one showing has {abs(nearest - cut)} more or fewer")
 
-# %% ../nbs/18_own_recording.ipynb #6a314205
+# %% ../nbs/18_own_recording.ipynb #c5465c14
 def _load(path):
     "An array of a sorter's folder, which stays on disk"
     try: return np.load(path, mmap_mode="r", allow_pickle=False).reshape(-1)
@@ -73,7 +74,7 @@ def _labels(folder):
     for name, column in _LABELS.items(): labels = _labels_in(folder/name, column) | labels
     return labels
 
-# %% ../nbs/18_own_recording.ipynb #c77a6f14
+# %% ../nbs/18_own_recording.ipynb #3322daf7
 def read_phy(
     folder, # with spike_times.npy, spike_clusters.npy and cluster_group.tsv or cluster_info.tsv
     groups=("good",), # labels of the clusters to take; None for all but noise
@@ -100,7 +101,7 @@ def _choose(folder, clusters, groups):
     raise InputError(f"{folder}: expected clusters labelled {' or '.join(groups or ['other than noise'])}, found {counts}; "
                      "groups= says which to take, and None all but noise")
 
-# %% ../nbs/18_own_recording.ipynb #0f93a8ce
+# %% ../nbs/18_own_recording.ipynb #66e2afa3
 def refractory_violations(
     times, # of the spikes of one cell, s, sorted
     rest=.0015, # how long a cell has to rest, s
@@ -109,7 +110,7 @@ def refractory_violations(
     intervals = np.diff(times)
     return float(np.mean(intervals < rest)) if len(intervals) else np.nan
 
-# %% ../nbs/18_own_recording.ipynb #430b1888
+# %% ../nbs/18_own_recording.ipynb #18cdd645
 def write_units(
     path, # file to write, .h5
     units, # name -> spike times, s
@@ -150,7 +151,7 @@ def from_phy(
     units = read_phy(folder, groups, sample_rate)
     return write_units(path, units, stimulus, frame_times, test_stimulus, test_frame_times, valid, **more)
 
-# %% ../nbs/18_own_recording.ipynb #e33587c8
+# %% ../nbs/18_own_recording.ipynb #295661a4
 def repeat_lags(
     rec, # Recording
     most=.25, # s, to either side
@@ -173,7 +174,7 @@ def _best_lag(one, others, reach):
     agreement = [(one[max(lag, 0):n + min(lag, 0)]*others[max(-lag, 0):n - max(lag, 0)]).sum() for lag in lags]
     return lags[int(np.argmax(agreement))] if max(agreement) > 0 else np.nan
 
-# %% ../nbs/18_own_recording.ipynb #f887b99a
+# %% ../nbs/18_own_recording.ipynb #e3d43037
 def cell_checks(
     rec, # Recording
 ) -> pd.DataFrame: # a row a cell
@@ -186,7 +187,7 @@ def cell_checks(
     columns["reliability"] = oracle(np.asarray(rec.test.repeat_rates)) if reliable else np.full(rec.n_cells, np.nan)
     return pd.DataFrame(columns)
 
-# %% ../nbs/18_own_recording.ipynb #57805663
+# %% ../nbs/18_own_recording.ipynb #609f3edd
 class Showing(NamedTuple):
     "Some frames of a series in an NWB file, as they were shown"
     series: object    # ImageSeries, TimeSeries or IndexSeries
@@ -202,9 +203,11 @@ def _images(series, index):
     "The images that an IndexSeries shows"
     wanted, back = np.unique(index, return_inverse=True)    # HDF5 reads in rising order, each once
     if series.indexed_timeseries is not None: return np.asarray(series.indexed_timeseries.data[wanted])[back]
-    images = series.indexed_images
-    in_order = list(images.order_of_images.data if images.order_of_images is not None else images.images.values())
-    return np.stack([np.asarray(in_order[i].data) for i in wanted])[back]
+    order = series.indexed_images.order_of_images
+    if order is None:
+        raise InputError(f"NWB file, {series.name}: expected images in an order, found that {series.indexed_images.name} has none; "
+                         "give it order_of_images")
+    return np.stack([np.asarray(order.data[i].data) for i in wanted])[back]
 
 def _frames(series, start, stop):
     "Frames of a series, (time, height, width)"
@@ -219,7 +222,7 @@ def _movie(showings):
         end = showing.first + len(showing.times)
         for start in range(showing.first, end, 1000): yield _frames(showing.series, start, min(start + 1000, end))
 
-# %% ../nbs/18_own_recording.ipynb #cf2208e3
+# %% ../nbs/18_own_recording.ipynb #85651ccc
 def _named(nwb, name, kind):
     "The series of this name in an NWB file, or an `InputError`"
     every = {x.name: x for x in nwb.objects.values() if isinstance(x, kind)} | dict(nwb.stimulus)
@@ -251,7 +254,7 @@ def _part_of(series, times, start, stop):
     if end > first: return Showing(series, int(first), times[first:end])
     raise InputError(f"NWB file, {series.name}: expected frames between {start:g} and {stop:g} s, found none")
 
-# %% ../nbs/18_own_recording.ipynb #28a7ecd0
+# %% ../nbs/18_own_recording.ipynb #347eb953
 def showings(
     nwb, # NWBFile
     what, # names of series, each shown once; or with `intervals` a label
@@ -282,7 +285,7 @@ def _alike(repeats):
             raise InputError(f"test_stimulus: expected the same movie in every repeat, found that frame {i} differs")
     return repeats
 
-# %% ../nbs/18_own_recording.ipynb #76436dac
+# %% ../nbs/18_own_recording.ipynb #7aeb083e
 def traces_at_frames(
     traces, # (samples, cells)
     times, # of the samples, s
@@ -293,7 +296,7 @@ def traces_at_frames(
     columns = traces[:, None] if traces.ndim == 1 else traces
     return np.stack([np.interp(frame_times, times, x, left=np.nan, right=np.nan) for x in columns.T])
 
-# %% ../nbs/18_own_recording.ipynb #3b3a9108
+# %% ../nbs/18_own_recording.ipynb #9edcca5e
 def _units(nwb, units):
     "Spike times by unit, s, and when each was observed, where the file says it"
     table = nwb.units
@@ -319,6 +322,16 @@ def _write_traces(path, nwb, name, train, tests, more):
         given["test_traces"] = np.stack([traces_at_frames(values, times, x.times) for x in tests])
     return write_recording(path, _movie(train), **given, **more)
 
+@contextmanager
+def _open_nwb(path):
+    "An NWB file, open"
+    try: from pynwb import NWBHDF5IO
+    except ImportError: raise InputError("from_nwb: expected pynwb, found none; pip install 'retina_nb[nwb]' brings it") from None
+    with ExitStack() as stack:
+        try: nwb = stack.enter_context(NWBHDF5IO(str(path), "r")).read()
+        except Exception as e: raise InputError(f"{path}: expected an NWB file, found none: {e}") from None
+        yield nwb
+
 def from_nwb(
     nwb_path, # NWB file
     path, # file to write, .h5
@@ -333,13 +346,7 @@ def from_nwb(
     **more, # what else `write_recording` takes
 ) -> Path: # the file
     "Write a recording from an NWB file"
-    try: from pynwb import NWBHDF5IO
-    except ImportError: raise InputError("from_nwb: expected pynwb, found none; pip install 'retina_nb[nwb]' brings it") from None
-    nwb_path = absolute_path(nwb_path)
-    try: io = NWBHDF5IO(str(nwb_path), "r")
-    except Exception as e: raise InputError(f"{nwb_path}: expected an NWB file, found none: {e}") from None
-    with io:
-        nwb = io.read()
+    with _open_nwb(absolute_path(nwb_path)) as nwb:
         def shown(what): return showings(nwb, what, intervals, label, series)
         train, tests = shown(stimulus), [] if test_stimulus is None else _alike(shown(test_stimulus))
         if traces is not None: return _write_traces(path, nwb, traces, train, tests, more)
