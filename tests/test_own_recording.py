@@ -1,6 +1,4 @@
 "From what a rig leaves behind to a row of the table: phy, NWB, counts, traces, drops, pauses, no repeats, a dying cell"
-import warnings
-
 import h5py
 import numpy as np
 import pandas as pd
@@ -372,7 +370,7 @@ def test_full_field_and_bars_as_they_come(tmp_path, shape, model, options):
 def test_slow_movies_say_it_once(tmp_path, capsys):
     rec = Recording(write_recording(tmp_path/"x.h5", movie, counts=counts, hz=20))
     assert "a frame lasts 50 ms" in repr(rec) and "a frame lasts" not in repr(Recording(rec.path, "binned"))
-    run = train_run(rec, "bncnn", tmp_path/"run", epochs=1)
+    train_run(rec, "bncnn", tmp_path/"run", epochs=1)
     assert capsys.readouterr().out.count("a frame lasts 50 ms") == 1
     assert train_run(rec, "ln", tmp_path/"ln", progress=False).config["history"] == 8    # 0.4 s
     assert "a frame lasts" not in repr(Recording(write_recording(tmp_path/"fast.h5", movie, counts=counts, hz=60)))
