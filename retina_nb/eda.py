@@ -230,7 +230,7 @@ def plot_rates(
                   size=4, jitter=.15, legend=False, ax=ax)
     _mean_lines(ax, mean_rates(rec)[0], color="k", lw=1.5)
     ax.set(ylabel=_response_label(rec), title="Mean responses" if rec.response == "trace" else "Mean rates")
-    if rates.min() >= 0: ax.set_ylim(0, None)
+    if np.nanmin(rates) >= 0: ax.set_ylim(0, None)
     _name_cells(ax.xaxis, rec)
     return ax
 

@@ -6,7 +6,7 @@
 __all__ = ['cut_triggers', 'read_phy', 'refractory_violations', 'write_units', 'from_phy', 'repeat_lags', 'cell_checks',
            'Showing', 'showings', 'traces_at_frames', 'from_nwb']
 
-# %% ../nbs/18_own_recording.ipynb #edd0237d
+# %% ../nbs/18_own_recording.ipynb #817a1f7c
 import re
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from .evaluation import steadiness
 from .frame_times import starts_after_pauses
 from .metrics import nanmean, oracle
 
-# %% ../nbs/18_own_recording.ipynb #6cd47431
+# %% ../nbs/18_own_recording.ipynb #37d6e533
 def cut_triggers(
     triggers, # time of each frame of all showings, s
     lengths, # frames of each showing, in order
@@ -43,7 +43,7 @@ def _check_pause(showing, cut, starts, triggers):
     raise InputError(f"triggers: expected showing {showing} to begin after a pause, at trigger {cut}, "
                      f"found the pause before trigger {nearest}; one showing has {abs(nearest - cut)} more or fewer")
 
-# %% ../nbs/18_own_recording.ipynb #3d914465
+# %% ../nbs/18_own_recording.ipynb #6307fcb9
 def _load(path):
     "An array of a sorter's folder, which stays on disk"
     try: return np.load(path, mmap_mode="r", allow_pickle=False).reshape(-1)
@@ -79,7 +79,7 @@ def _labels(folder):
     for name, column in _LABELS.items(): labels = _labels_in(folder/name, column) | labels
     return labels
 
-# %% ../nbs/18_own_recording.ipynb #2b33d725
+# %% ../nbs/18_own_recording.ipynb #7ac47200
 def read_phy(
     folder, # with spike_times.npy, spike_clusters.npy and cluster_group.tsv or cluster_info.tsv
     groups=("good",), # labels of the clusters to take; None for all but noise
@@ -108,7 +108,7 @@ def _choose(folder, clusters, groups):
     raise InputError(f"{folder}: expected clusters labelled {' or '.join(groups or ['other than noise'])}, "
                      f"found {', '.join(counts) or 'no spikes'}; groups= says which to take, and None all but noise")
 
-# %% ../nbs/18_own_recording.ipynb #261c36c7
+# %% ../nbs/18_own_recording.ipynb #9a685f82
 def refractory_violations(
     times, # of the spikes of one cell, s, sorted
     rest=.0015, # how long a cell has to rest, s
@@ -117,7 +117,7 @@ def refractory_violations(
     intervals = np.diff(times)
     return float(np.mean(intervals < rest)) if len(intervals) else np.nan
 
-# %% ../nbs/18_own_recording.ipynb #0ca63fd5
+# %% ../nbs/18_own_recording.ipynb #ebea9173
 def write_units(
     path, # file to write, .h5
     units, # name -> spike times, s
@@ -160,7 +160,7 @@ def from_phy(
     units = read_phy(folder, groups, sample_rate)
     return write_units(path, units, stimulus, frame_times, test_stimulus, test_frame_times, valid, **more)
 
-# %% ../nbs/18_own_recording.ipynb #b4238c7b
+# %% ../nbs/18_own_recording.ipynb #9e053613
 def repeat_lags(
     rec, # Recording
     most=.25, # s, to either side
@@ -185,7 +185,7 @@ def _best_lag(one, others, reach):
     agreement = [agree(lag) for lag in lags]
     return lags[int(np.argmax(agreement))] if max(agreement) > 0 else np.nan
 
-# %% ../nbs/18_own_recording.ipynb #60d99244
+# %% ../nbs/18_own_recording.ipynb #2bbad43b
 def cell_checks(
     rec, # Recording
 ) -> pd.DataFrame: # a row a cell
@@ -197,7 +197,7 @@ def cell_checks(
     table["reliability"] = oracle(np.asarray(rec.test.repeat_rates)) if len(rec.test.repeats) > 1 else np.nan
     return table
 
-# %% ../nbs/18_own_recording.ipynb #c9d59fb7
+# %% ../nbs/18_own_recording.ipynb #1fec8cfc
 class Showing(NamedTuple):
     "Some frames of a series in an NWB file, as they were shown"
     series: object    # ImageSeries, TimeSeries or IndexSeries
@@ -232,7 +232,7 @@ def _movie(showings):
         end = showing.first + len(showing.times)
         for start in range(showing.first, end, 1000): yield _frames(showing.series, start, min(start + 1000, end))
 
-# %% ../nbs/18_own_recording.ipynb #4959ca35
+# %% ../nbs/18_own_recording.ipynb #6ef050ad
 def _named(nwb, name, kind):
     "The series of this name in an NWB file, or an `InputError`"
     every = {x.name: x for x in nwb.objects.values() if isinstance(x, kind)} | dict(nwb.stimulus)
@@ -272,7 +272,7 @@ def _part_of(series, times, start, stop):
     if end > first: return Showing(series, int(first), times[first:end])
     raise InputError(f"NWB file, {series.name}: expected frames between {start:g} and {stop:g} s, found none")
 
-# %% ../nbs/18_own_recording.ipynb #0abae656
+# %% ../nbs/18_own_recording.ipynb #197516ad
 def showings(
     nwb, # NWBFile
     what, # names of series, each shown once; or with `intervals` a label
@@ -306,7 +306,7 @@ def _check_alike(repeats, i):
     if all(np.array_equal(frame, frames[0]) for frame in frames): return
     raise InputError(f"test_stimulus: expected the same movie in every repeat, found that frame {i} differs")
 
-# %% ../nbs/18_own_recording.ipynb #61487e77
+# %% ../nbs/18_own_recording.ipynb #e06025cd
 def traces_at_frames(
     traces, # (samples, cells)
     times, # of the samples, s
@@ -317,7 +317,7 @@ def traces_at_frames(
     columns = traces[:, None] if traces.ndim == 1 else traces
     return np.stack([np.interp(frame_times, times, x, left=np.nan, right=np.nan) for x in columns.T])
 
-# %% ../nbs/18_own_recording.ipynb #c420cfa0
+# %% ../nbs/18_own_recording.ipynb #d1cf8d60
 def _chosen_units(table, units):
     "Name -> row of the units that were asked for"
     ids = list(table.id[:])
@@ -350,7 +350,7 @@ def _write_traces(path, traces_at, stimulus, frame_times, test, more):
     if test: given |= test | dict(test_traces=[traces_at(times) for times in test["test_frame_times"]])
     return write_recording(path, stimulus, **given, **more)
 
-# %% ../nbs/18_own_recording.ipynb #4abedb48
+# %% ../nbs/18_own_recording.ipynb #18d642cc
 @contextmanager
 def _open_nwb(path):
     "An NWB file, open"
