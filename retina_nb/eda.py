@@ -629,20 +629,28 @@ def binned_mean(
     return tuple(np.bincount(bin_of, values)[used]/n[used] for values in (x, y))
 
 # %% ../nbs/01_eda.ipynb #93d9e717
+def _relative_response(rec, cell, rate):
+    "Rates relative to the cell's mean; of a trace, which may be negative, in standard deviations above it"
+    mean = mean_rates(rec)[0, cell]
+    if rec.response != "trace": return rate/mean
+    return (rate - mean)/np.nanstd(rec.train.rates[:, cell])
+
 def _plot_tuning(rec, ax, light, **labels):
-    "Rate of every cell, relative to its mean, against light(cell) in bins of equally many frames"
+    "Response of every cell, relative to its mean, against light(cell) in bins of equally many frames"
     ax = _axes(ax)
     fields = receptive_fields(rec)
-    mean_rate = mean_rates(rec)[0]
+    is_trace = rec.response == "trace"
+    answers = is_trace | (mean_rates(rec)[0] > 0)
     for sign in (-1, 1):
         label = _NAME[sign]
-        for cell in np.flatnonzero((fields.sign == sign) & (mean_rate > 0)):
+        for cell in np.flatnonzero((fields.sign == sign) & answers):
             x, y = binned_mean(*light(cell))
-            ax.plot(x, y/mean_rate[cell], ".-", lw=1, alpha=.7, color=_COLOR[sign], label=label)
+            ax.plot(x, _relative_response(rec, cell, y), ".-", lw=1, alpha=.7, color=_COLOR[sign], label=label)
             label = None  # one line of each sign is enough for the legend
     if ax.lines: ax.legend(fontsize="small")
-    ax.axhline(1, color="0.8", lw=.8, zorder=0)
-    ax.set(ylabel="rate / mean rate", ylim=(0, None), **labels)
+    ax.axhline(0 if is_trace else 1, color="0.8", lw=.8, zorder=0)
+    ax.set(ylabel="trace, less its mean (sd)" if is_trace else "rate / mean rate", **labels)
+    if not is_trace: ax.set_ylim(0, None)
     return ax
 
 # %% ../nbs/01_eda.ipynb #99cf9f92
@@ -711,7 +719,7 @@ def plot_luminance_contrast(
     local = local_light(rec, index)
     rate, x_edges, y_edges = _mean_in_cells(local.luminance, local.contrast, local.rate, bins)
     ax = _axes(ax)
-    mesh = ax.pcolormesh(x_edges, y_edges, rate.T, cmap="viridis", vmin=0)
+    mesh = ax.pcolormesh(x_edges, y_edges, rate.T, cmap="viridis", vmin=None if rec.response == "trace" else 0)
     ax.figure.colorbar(mesh, ax=ax, label=_response_label(rec))
     ax.set(xlabel="local luminance (grey level)", ylabel="local contrast (sd / mean)")
     ax.set(title=f"Stimulus and firing, {rec.cell_names[index]}")

@@ -1,5 +1,6 @@
 "From what a rig leaves behind to a row of the table: phy, NWB, counts, traces, drops, pauses, no repeats, a dying cell"
 import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +8,7 @@ from scipy.signal import lfilter
 
 from retina_nb.bncnn import BNCNN, LinearOutput
 from retina_nb.data import InputError, Recording, smooth, write_recording
+from retina_nb.eda import overview
 from retina_nb.own_recording import cell_checks, cut_triggers, from_nwb, from_phy, read_phy, refractory_violations, repeat_lags, traces_at_frames
 from retina_nb.results import notes, results_table
 from retina_nb.training import fit, load_run, model_for, predict, train_run
@@ -331,6 +333,13 @@ def test_traces_are_asked_for(graded, counted):
     assert graded.unit == "trace" and graded.test.counts is None and graded.test.repeat_counts is None
     checks = cell_checks(graded)
     assert (checks.unsteady == "").all() and (checks.reliability > .5).all() and "spikes" not in checks
+
+
+def test_traces_on_a_page(graded):
+    fig = overview(graded)
+    labels = [ax.get_ylabel() for part in fig.subfigs for ax in part.axes]
+    assert labels.count("trace") == 2 and labels.count("trace, less its mean (sd)") == 3 and not any("Hz" in label for label in labels)
+    plt.close(fig)
 
 
 def test_traces_with_gaps(tmp_path):
