@@ -17,7 +17,7 @@ from torch import nn
 
 from .data import old_names
 from .baselines import cosine_basis, pool, recent_spikes
-from .bncnn import FrameItems, RateModel, in_range, log_softplus, loss_of_cells, optional, positive_int, rules
+from .bncnn import FrameItems, LinearOutput, RateModel, in_range, log_softplus, loss_of_cells, optional, positive_int, rules
 from .first_guesses import initial_guesses
 from .quadratic import FreeFilters, minimise
 from .temporal_core import CoreTraining, TemporalCore, train_core
@@ -211,6 +211,13 @@ def _add_spike_filter(self:AdaptiveSubunits):
         weights = torch.full((self.n_units, len(basis) + 1), math.nan)
     self.register_buffer("spike_basis", basis)
     self.register_buffer("spike_weights", weights)
+
+@patch
+def use_linear_output(self:AdaptiveSubunits):
+    "As every model, and the free filters beside the subunits too"
+    RateModel.use_linear_output(self)
+    if self.free is not None: self.free.quadratic.use_linear_output()
+
 
 # %% ../nbs/11_adaptive.ipynb #1ddb31ea
 @patch
@@ -633,14 +640,23 @@ def _guess_output(self:AdaptiveSubunits, drive, rates):
     self.bias.copy_(-self.slope*threshold)
 
 @patch
+def _guess_line(self:AdaptiveSubunits, drive):
+    "For graded responses: a drive of mean 0 and variance 1"
+    self.slope.copy_(1/drive.std(0).clamp_min(1e-3))
+    self.bias.copy_(-self.slope*drive.mean(0))
+
+@patch
 def fit_output(self:AdaptiveSubunits,
     drive, # with slope 1 and bias 0, (frames, n_units)
     rates, # (frames, n_units) Hz
 ): # Poisson loss that is left, (n_units,)
-    "Slope, threshold and gain of the output by maximum likelihood"
-    self._guess_output(drive, rates)
+    "Slope, threshold and gain of the output by maximum likelihood; of a linear output, slope and bias"
+    is_line = isinstance(self.output, LinearOutput)
+    if is_line: self._guess_line(drive)
+    else: self._guess_output(drive, rates)
+    gain = [] if is_line else [self.output.log_gain]
     def loss(): return loss_of_cells(self.slope*drive + self.bias, rates, self.output)
-    minimise(lambda: loss().mean(), [self.slope, self.bias, self.output.log_gain], lr=.5, max_iter=40)
+    minimise(lambda: loss().mean(), [self.slope, self.bias, *gain], lr=.5, max_iter=40)
     return loss()
 
 # %% ../nbs/11_adaptive.ipynb #5c340f25

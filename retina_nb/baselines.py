@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from torch import nn
 from tqdm import tqdm
 
-from .bncnn import RateModel, boolean, correlation, log_softplus, optional, positive_int
+from .bncnn import LinearOutput, RateModel, boolean, correlation, log_softplus, optional, positive_int
 from .data import InputError, old_names
 
 # %% ../nbs/08_baselines.ipynb #41197e35
@@ -514,14 +514,15 @@ strengths = tuple(10**(k/2) for k in range(0, -7, -1))  # relative to the mean v
 def ridge_path(
     data, # FitData
     penalties, # one for each locality, (n, n)
+    rectified=True, # do the strongest drives alone count?
 )->tuple: # weights (n, localities, strengths) float32, correlations on the validation frames (localities, strengths)
     "The filter of one cell for all localities and strengths"
     G, c = covariances(data.X, data.y[:, None])
     path = [ridge(G, c, penalty, strength) for penalty in penalties for strength in strengths]
     weights = torch.cat(path, 1).float()
     drive = data.X_valid @ weights
-    rectified = F.relu(drive - drive.quantile(0.75, dim=0))
-    scores = correlation(data.y_valid[:, None], rectified).nan_to_num(0)
+    if rectified: drive = F.relu(drive - drive.quantile(0.75, dim=0))
+    scores = correlation(data.y_valid[:, None], drive).nan_to_num(0)
     grid = len(penalties), len(strengths)
     return weights.unflatten(1, grid), scores.unflatten(0, grid)
 
@@ -607,9 +608,10 @@ def ridge_paths(self:LN,
     "The filters of all cells for all localities and strengths"
     each_function = torch.eye(len(self.linear.basis))
     weights, scores = [], []
+    rectified = not isinstance(self.output, LinearOutput)
     for window in windows:
         penalties = [torch.kron(each_function, window.penalty(locality)) for locality in localities]
-        cell_weights, cell_scores = ridge_path(window.data(), penalties)
+        cell_weights, cell_scores = ridge_path(window.data(), penalties, rectified)
         weights.append(cell_weights)
         scores.append(cell_scores)
         bar.update()
@@ -831,6 +833,10 @@ class GLM(LN):
     def knows_spike_history(self)->bool:
         "Was it solved on a recording that has spike counts?"
         return not self.spike_weights.isnan().any().item()
+
+    def use_linear_output(self):
+        raise InputError("GLM: expected firing rates, found traces, which have no Poisson spikes; take another model, as ln")
+
 
 # %% ../nbs/08_baselines.ipynb #374c3276
 @patch

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['hyperparams', 'paper_hyperparams', 'for_history', 'rules', 'GaussianNoise', 'Exponential', 'log_softplus', 'Softplus',
-           'output_nonlinearity', 'KnowsItsLog', 'log_rate', 'loss_of_cells', 'PixelBatchNorm', 'batch_norm',
-           'ReadPlaces', 'int_list', 'positive_int', 'boolean', 'in_range', 'optional', 'one_of', 'elementwise',
-           'cell_centers', 'validate_hyperparams', 'map_shape', 'kernels_fit', 'cut_kernels', 'RateModel',
-           'trained_parameters', 'moving_average', 'batches_of', 'FrameItems', 'BNCNN', 'check_parts', 'check_range',
-           'check_rates', 'check_gradients', 'check_rebuild', 'noise_frames', 'check_feeding', 'check_prediction',
-           'check_learning', 'deviance', 'check_fit', 'correlation', 'check_model', 'rest_norms', 'frames_of',
-           'slowing_adam']
+           'output_nonlinearity', 'KnowsItsLog', 'log_rate', 'LinearOutput', 'KnowsItsLoss', 'pointwise_loss',
+           'loss_of_cells', 'PixelBatchNorm', 'batch_norm', 'ReadPlaces', 'int_list', 'positive_int', 'boolean',
+           'in_range', 'optional', 'one_of', 'elementwise', 'cell_centers', 'validate_hyperparams', 'map_shape',
+           'kernels_fit', 'cut_kernels', 'RateModel', 'trained_parameters', 'moving_average', 'batches_of',
+           'FrameItems', 'BNCNN', 'check_parts', 'check_range', 'check_rates', 'check_gradients', 'check_rebuild',
+           'noise_frames', 'check_feeding', 'check_prediction', 'check_learning', 'deviance', 'check_fit',
+           'correlation', 'check_model', 'rest_norms', 'frames_of', 'slowing_adam']
 
 # %% ../nbs/02_bncnn.ipynb #87319dcb
 import copy, json, math, operator
@@ -95,15 +95,72 @@ def log_rate(
     if isinstance(output, nn.Softplus): return log_softplus(drive)
     return (output(drive) + 1e-8).log()
 
+# %% ../nbs/02_bncnn.ipynb #18ef131a
+class LinearOutput(nn.Module):
+    "A line for each cell, for graded responses of any sign; the loss is the squared error, over the variance"
+    def __init__(self,
+        n_units, # number of cells
+    ):
+        super().__init__()
+        self.register_buffer("offset", torch.zeros(n_units))
+        self.register_buffer("gain", torch.ones(n_units))
+        self.register_buffer("sd", torch.ones(n_units))
+
+    def set_units(self,
+        responses, # of the training frames, (frames, n_units); NaN where a cell was not recorded
+    ):
+        "A drive of 0 is the mean response, one of 1 a standard deviation more"
+        mean = responses.nanmean(0)
+        sd = (responses - mean).square().nanmean(0).sqrt()
+        self.offset.copy_(mean)
+        self.sd.copy_(sd.where(sd > 0, 1))
+        self.gain.copy_(self.sd)
+
+    def fit(self,
+        cell, # its number
+        drive, # of that cell, (frames,)
+        responses, # (frames,)
+    ):
+        "A cell's line, by least squares, for a drive of whatever unit"
+        d = drive - drive.mean()
+        self.gain[cell] = (d @ responses)/(d @ d).clamp_min(1e-12)
+        self.offset[cell] = responses.mean() - self.gain[cell]*drive.mean()
+
+    def forward(self,
+        drive, # (..., n_units)
+    )->torch.Tensor: # responses, in the unit of the recording
+        return self.offset + self.gain*drive
+
+    def loss(self,
+        drive, # (..., n_units)
+        responses, # the same shape
+    )->torch.Tensor: # the same shape
+        return ((self(drive) - responses)/self.sd).square()
+
+# %% ../nbs/02_bncnn.ipynb #e43f91e2
+@runtime_checkable
+class KnowsItsLoss(Protocol):
+    "An output with a loss of its own"
+    def loss(self, drive, responses): ...
+
+def pointwise_loss(
+    drive, # what a model computes before its output, (..., n_units)
+    rates, # the same shape; no NaN
+    output, # the output nonlinearity
+)->torch.Tensor: # the same shape
+    "The loss of an output, which is Poisson's where it says nothing else, without the term that does not depend on the model"
+    if isinstance(output, KnowsItsLoss): return output.loss(drive, rates)
+    return output(drive) - rates*log_rate(drive, output)
+
 # %% ../nbs/02_bncnn.ipynb #3bed12c1
 def loss_of_cells(
     drive, # (frames, n_units)
     rates, # (frames, n_units) Hz; NaN where a cell was not recorded
     output, # the output nonlinearity
 )->torch.Tensor: # (n_units,)
-    "Mean Poisson loss of each cell, without the term that does not depend on the model"
+    "Mean loss of each cell, Poisson's as a rule, without the term that does not depend on the model"
     gaps = rates.isnan()
-    loss = output(drive) - rates.masked_fill(gaps, 0)*log_rate(drive, output)
+    loss = pointwise_loss(drive, rates.masked_fill(gaps, 0), output)
     if not gaps.any(): return loss.mean(0)
     return loss.masked_fill(gaps, 0).sum(0)/(~gaps).sum(0).clamp(min=1)
 
@@ -437,6 +494,16 @@ class RateModel(nn.Module):
             size = ", ".join(map(str, self.img_shape))
             raise InputError(f"{name}: expected frames of shape (batch, {size}), found {tuple(x.shape)}")
         return x
+
+# %% ../nbs/02_bncnn.ipynb #921db2b1
+@patch
+def use_linear_output(self:RateModel):
+    "Predict graded responses, of any sign: a `LinearOutput` in the place of the output nonlinearity"
+    own = self.output
+    if isinstance(own, LinearOutput): return
+    line = LinearOutput(self.n_units)
+    places = [(module, name) for module in self.modules() for name, child in module.named_children() if child is own]
+    for module, name in places: setattr(module, name, line)
 
 # %% ../nbs/02_bncnn.ipynb #ff6bfda3
 def trained_parameters(

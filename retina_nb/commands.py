@@ -195,7 +195,7 @@ def retina_train(
     batch_size:int=32, # frames, all processes together
     lr:float=None, # learning rate; 1e-4 for cnnbilstm, 0.03 for adaptive, else 1e-3
     cells:str=None, # cells by index or name, 0,1 or cell01,cell02, or well-isolated; all if not given
-    response:str="firing_rate_10ms", # binned, firing_rate_5ms, firing_rate_10ms or firing_rate_20ms
+    response:str="firing_rate_10ms", # binned, firing_rate_5ms, firing_rate_10ms, firing_rate_20ms or trace
     scale:str="unit", # unit, zscore or raw
     patience:int=10, # epochs without a better validation loss before stopping; 0 never stops early
     monitor:str="valid_loss", # what says which epoch is the best: valid_loss, or valid_corr as in the reference project
@@ -361,7 +361,7 @@ def retina_sweep(
     epochs:int=100, # at most, for each trial
     patience:int=10, # epochs without a better validation loss before a trial stops; 0 never stops early
     cells:str=None, # cells by index or name, 0,1 or cell01,cell02, or well-isolated; all if not given
-    response:str="firing_rate_10ms", # binned, firing_rate_5ms, firing_rate_10ms or firing_rate_20ms
+    response:str="firing_rate_10ms", # binned, firing_rate_5ms, firing_rate_10ms, firing_rate_20ms or trace
     seed:int=0, # of the search, and of weights, split and order in every trial
     out:str=None, # folder; runs/sweep_MODEL if not given; the same command goes on with what is there
     set:str="", # hyperparameters that stay, "chans=[8,8] ksizes=[15,11]"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['well_isolated', 'Part', 'Recording', 'read_interneurons', 'InputError', 'absolute_path', 'atomic_write', 'old_names',
-           'renamed', 'H5_ERRORS', 'LazyMovie', 'SMOOTHING_S', 'bin_spikes', 'check_blocks', 'smooth',
+           'renamed', 'H5_ERRORS', 'LazyMovie', 'RESPONSES', 'SMOOTHING_S', 'bin_spikes', 'check_blocks', 'smooth',
            'write_recording', 'Frames', 'Scaling', 'fit_scaling', 'full_history', 'guard_frames', 'split_frames']
 
 # %% ../nbs/00_data.ipynb #fa37ca2f
@@ -20,11 +20,11 @@ from .frame_times import check_clock, frame_rate, starts_after_pauses, unevennes
 from .frames import Frames, Scaling, fit_scaling, full_history, guard_frames, split_frames  # noqa: F401
 from .hdf5 import H5_ERRORS, LazyMovie, _dataset, _find_dataset, _follow, _names, _open, _read  # noqa: F401
 from .inputs import InputError, absolute_path, atomic_write, old_names, renamed  # noqa: F401
-from .writing import (SMOOTHING_S, _about_axes, _about_pixels, _number_cells, bin_spikes, check_blocks,
-                               smooth, write_recording)
+from .responses import RESPONSES, SMOOTHING_S, bin_spikes, is_narrow, smooth
+from .writing import _about_axes, _about_pixels, _number_cells, check_blocks, write_recording
 
 # %% ../nbs/00_data.ipynb #ce0e0227
-_all_ = ["InputError", "absolute_path", "atomic_write", "old_names", "renamed", "H5_ERRORS", "LazyMovie", "SMOOTHING_S", "bin_spikes",
+_all_ = ["InputError", "absolute_path", "atomic_write", "old_names", "renamed", "H5_ERRORS", "LazyMovie", "RESPONSES", "SMOOTHING_S", "bin_spikes",
          "check_blocks", "smooth", "write_recording", "Frames", "Scaling", "fit_scaling", "full_history", "guard_frames",
          "split_frames"]
 
@@ -36,9 +36,12 @@ def _refuse_cells(is_bad, cells, expected):
     raise InputError(f"{expected}, found {np.count_nonzero(is_bad[..., cell])} in cell {cells[cell]}; "
                      "repair them, or leave that cell out")
 
-def _check_rates(rates, where, cells):
-    "Firing rates (..., cells), float32, that are not infinite and not negative, or an `InputError`"
+def _check_rates(rates, where, cells, graded=False):
+    "Firing rates (..., cells), float32, that are not infinite and not negative (graded responses may be), or an `InputError`"
     with np.errstate(over="ignore"): rates = np.asarray(rates, np.float32)
+    if graded:
+        _refuse_cells(np.isinf(rates), cells, f"{where}: expected finite responses, or NaN where a cell was not recorded")
+        return rates
     _refuse_cells(np.isinf(rates), cells, f"{where}: expected finite firing rates, or NaN where a cell was not recorded")
     _refuse_cells(rates > 1e6, cells, f"{where}: expected firing rates that a cell can have, below a million")
     _refuse_cells(rates < -1e-6, cells, f"{where}: expected firing rates of 0 or more, as a rate can't be negative")
@@ -77,7 +80,7 @@ def _rates(f, name, cells, names, n_frames):
     for start in range(0, n, 2**16):
         stop = min(start + 2**16, n)
         piece = _read(x, slice(None), slice(start, stop))[cells]    # (cells, time)
-        rates[start:stop] = _check_rates(piece.T, f"{f.filename}: {name}", chosen)
+        rates[start:stop] = _check_rates(piece.T, f"{f.filename}: {name}", chosen, graded=name.endswith("/trace"))
     return rates
 
 # %% ../nbs/00_data.ipynb #3a8df839
@@ -153,9 +156,11 @@ def _stored_repeats(f, response, cells, names, n_frames):
     if not stored:
         raise InputError(f"{f.filename}: expected group 'test/repeats' "
                          "with one dataset a cell or a response type, found it empty")
-    for name in (response, "firing_rate_10ms", *SMOOTHING_S):
+    for name in (response, "firing_rate_10ms", *RESPONSES):
         if name in stored: return _repeats_by_type(f, f"test/repeats/{name}", cells), name
-    if len(stored) == len(names): return _repeats_by_cell(f, _by_number(stored), cells, n_frames), None
+    if len(stored) == len(names):
+        in_order = names if set(stored) == set(names) else _by_number(stored)
+        return _repeats_by_cell(f, in_order, cells, n_frames), None
     raise InputError(f"{f.filename}: test/repeats: expected repeats of {len(names)} cells "
                      f"as in the responses, found {len(stored)}")
 
@@ -167,7 +172,7 @@ def _repeats(f, response, cells, names, n_frames):
         raise InputError(f"{where}: expected repeats of {n_frames} frames as in the stimulus, "
                          f"found (repeats, frames, cells) = {repeats.shape}")
     chosen = [names[i] for i in cells]
-    repeats = _check_rates(repeats[:, :n_frames], where, chosen)
+    repeats = _check_rates(repeats[:, :n_frames], where, chosen, graded=response == "trace")
     _check_recorded(repeats, where, chosen)
     return repeats, unit
 
@@ -181,7 +186,7 @@ def _is_mean(response, repeats):
     if not is_whole.any(): return True
     mean = np.nanmean(there[:, is_whole], 0, dtype=float)
     error = np.abs(response[:n][is_whole] - mean).max()
-    return error <= 1e-3*max(np.nanmax(response), 1e-6)
+    return error <= 1e-3*max(np.nanmax(np.abs(response)), 1e-6)
 
 def _stray_cells(f, name, repeats, cells, names):
     "Which of the chosen cells have repeats whose mean is not this response"
@@ -191,7 +196,7 @@ def _stray_cells(f, name, repeats, cells, names):
 
 def _unit(f, repeats, unit, cells, names):
     "The response type whose mean over the repeats the file gives, or an `InputError`"
-    there = [name for name in SMOOTHING_S if name in _names(f, "test/response") and unit in (None, name)]
+    there = [name for name in RESPONSES if name in _names(f, "test/response") and unit in (None, name)]
     strays = {name: _stray_cells(f, name, repeats, cells, names) for name in there}
     for name, stray in strays.items():
         if not stray: return name
@@ -303,7 +308,7 @@ def _unsmooth_inside(rates, width, hz, margin):
 def repeat_counts(self:Part) -> np.ndarray: # (repeats, time, n_cells), or None
     "Spikes in each frame of every repeat: stored, or from smoothed rates where that is possible"
     if self.repeats is None or self.unit == "binned": return self.repeats
-    if self.unit is None: return None
+    if self.unit in (None, "trace"): return None
     rates = self.repeats.swapaxes(0, 1)    # (time, repeats, n_cells)
     columns = rates.reshape(len(rates), -1).astype(float)
     width = SMOOTHING_S[self.unit]
@@ -331,22 +336,36 @@ def _check_groups(f):
                          "found interneurons; read it with read_interneurons")
     if {"acquisition", "units"} <= set(f):
         raise InputError(f"{f.filename}: expected a recording in the published layout, found an NWB file; "
-                         "read stimulus and units with pynwb, and give them to write_recording")
+                         "own_recording.from_nwb makes a recording of it")
     for group in ("train", "test", "train/response", "test/response", "test/repeats"):
         if isinstance(_follow(f, group), h5py.Group): continue
         raise InputError(f"{f.filename}: expected group '{group}', not there; "
                          f"the file has {names:.200}; write_recording makes a recording from a movie and spikes")
 
 # %% ../nbs/00_data.ipynb #7518f48a
+def _check_response_there(f, response):
+    "Say which responses a file has, where it does not have this one"
+    there = [name for name in RESPONSES if name in _names(f, "train/response")]
+    if response in there or not there: return
+    raise InputError(f"{f.filename}: train/response: expected {response}, found {', '.join(there)}; "
+                     f"read it with response='{there[-1]}' (--response {there[-1]})")
+
+def _stored_names(f):
+    "Names of the cells in the order of the responses, where the file says them"
+    stored = np.ravel(f.attrs.get("cells", ()))
+    names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in stored]
+    return names if len(set(names)) == len(names) else []
+
 def _all_cells(f, response):
     "Names of all cells of a file"
     where = f"train/response/{response}"
+    _check_response_there(f, response)
     shape = _dataset(f, where, 2).shape
     n_cells = shape[0]
     if not n_cells:
         raise InputError(f"{f.filename}: {where}: expected (cells, time), "
                          f"found no cells, shape {shape}")
-    names = _by_number(name for name in _names(f, "test/repeats") if name not in SMOOTHING_S)
+    names = _stored_names(f) or _by_number(name for name in _names(f, "test/repeats") if name not in RESPONSES)
     return names if len(names) == n_cells else _number_cells(n_cells)
 
 # %% ../nbs/00_data.ipynb #b35a8594
@@ -411,15 +430,15 @@ class Recording:
     "A recording in any of the published layouts: opens, validates, explains"
     def __init__(self,
         path, # HDF5 file
-        response="firing_rate_10ms", # which rates: one of `SMOOTHING_S`
+        response="firing_rate_10ms", # what to predict: one of `RESPONSES`
         cells=None, # indices or names; "well-isolated" for the papers' choice; None for all
         blocks=None, # start frames of the training blocks, where you know better than the file
         in_memory=True, # keep the movies in memory; False reads them piece by piece
         test_blocks=None, # start frames of the clips of the test movie, likewise
         external=False, # may the file lead to other files? From a stranger it should not
     ):
-        if response not in SMOOTHING_S:
-            names = ", ".join(SMOOTHING_S)
+        if response not in RESPONSES:
+            names = ", ".join(RESPONSES)
             raise InputError(f"response: expected one of {names}; found '{response}'")
         self.path = absolute_path(path, "recording")
         self.response = response
@@ -510,9 +529,21 @@ def _missing_words(rates, cell_names, of_what):
     if len(lacking) > 3: words.append(f"{len(lacking) - 3} cells more")
     return f"; not recorded of {of_what}: {', '.join(words)}" if words else ""
 
+@patch(as_prop=True)
+def unit(self:Recording)->str:
+    "What responses are measured in"
+    return {"binned": "spikes per frame", "trace": "trace"}.get(self.response, "Hz")
+
+@patch(as_prop=True)
+def about_response(self:Recording)->str:
+    "What is to be said of the responses, empty as a rule"
+    if not is_narrow(self.response, self.hz): return ""
+    return f"a frame lasts {1000/self.hz:.3g} ms, so {self.response} is the count of each frame, times {self.hz:g}"
+
 @patch
 def __repr__(self:Recording):
     cells = f"{self.n_cells} of {len(self.all_cells)} cells, {self.response}, {self.hz:g} Hz"
+    if self.about_response: cells += f" ({self.about_response})"
     blocks = "1 block" if len(self.blocks) == 1 else f"{len(self.blocks)} blocks"
     train = f"train {len(self.train)/self.hz:.1f} s in {blocks}"
     test = f"test {len(self.test)/self.test.hz:.1f} s × {len(self.test.repeats)} repeats"

@@ -197,6 +197,8 @@ def _mean(x):
     n = (~np.isnan(x)).sum(0)
     return np.where(n, np.nansum(x, 0, dtype=float)/np.maximum(n, 1), np.nan)
 
+def _response_label(rec): return "trace" if rec.response == "trace" else "firing rate (Hz)"
+
 def _to_hz(rec):
     "Factor from the recording's unit to Hz"
     return rec.hz if rec.response == "binned" else 1
@@ -227,7 +229,8 @@ def plot_rates(
     sns.stripplot(x=cell.ravel(), y=rates.ravel(), hue=segment.ravel(), palette="flare",
                   size=4, jitter=.15, legend=False, ax=ax)
     _mean_lines(ax, mean_rates(rec)[0], color="k", lw=1.5)
-    ax.set(ylabel="firing rate (Hz)", title="Mean rates", ylim=(0, None))
+    ax.set(ylabel=_response_label(rec), title="Mean responses" if rec.response == "trace" else "Mean rates")
+    if np.nanmin(rates) >= 0: ax.set_ylim(0, None)
     _name_cells(ax.xaxis, rec)
     return ax
 
@@ -252,6 +255,8 @@ def _repeats_of_cell(rec, index, start, seconds):
     return _repeats(rec)[:, window, index], np.arange(window.start, window.stop + 1)/hz
 
 # %% ../nbs/01_eda.ipynb #654f4ae8
+def _in_unit(rec, value): return f"{value:.3g}" if rec.response == "trace" else f"{value:.0f} Hz"
+
 def plot_repeats(
     rec, # a Recording
     ax=None, # matplotlib Axes; a new figure if None
@@ -264,9 +269,10 @@ def plot_repeats(
     rates, edges = _repeats_of_cell(rec, index, start, seconds)
     extent = edges[0], edges[-1], len(rates) + .5, .5
     ax = _axes(ax)
-    ax.imshow(rates, cmap="gray_r", aspect="auto", interpolation="nearest", vmin=0, extent=extent)
+    lowest = min(0, np.nanmin(rates, initial=0))
+    ax.imshow(rates, cmap="gray_r", aspect="auto", interpolation="nearest", vmin=lowest, extent=extent)
     ax.set(xlabel="time (s)", ylabel="repeat")
-    ax.set(title=f"Repeats, {rec.cell_names[index]} (black: {np.nanmax(rates, initial=0):.0f} Hz)")
+    ax.set(title=f"Repeats, {rec.cell_names[index]} (black: {_in_unit(rec, np.nanmax(rates, initial=0))})")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     return ax
 
@@ -285,8 +291,8 @@ def plot_psth(
     lines = ax.plot(edges[:-1], rates.T, color="0.75", lw=.7)
     lines[0].set_label(f"{len(rates)} repeats")
     ax.plot(edges[:-1], _mean(rates), color="C0", label="mean")
-    ax.set(xlabel="time (s)", ylabel="firing rate (Hz)", title=f"PSTH, {rec.cell_names[index]}")
-    ax.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
+    ax.set(xlabel="time (s)", ylabel=_response_label(rec), title=f"PSTH, {rec.cell_names[index]}", xlim=(edges[0], edges[-1]))
+    if np.nanmin(rates) >= 0: ax.set_ylim(0, None)
     ax.legend(loc="upper right", ncols=2, fontsize="small")
     return ax
 
@@ -623,20 +629,28 @@ def binned_mean(
     return tuple(np.bincount(bin_of, values)[used]/n[used] for values in (x, y))
 
 # %% ../nbs/01_eda.ipynb #93d9e717
+def _relative_response(rec, cell, rate):
+    "Rates relative to the cell's mean; of a trace, which may be negative, in standard deviations above it"
+    mean = mean_rates(rec)[0, cell]
+    if rec.response != "trace": return rate/mean
+    return (rate - mean)/np.nanstd(rec.train.rates[:, cell])
+
 def _plot_tuning(rec, ax, light, **labels):
-    "Rate of every cell, relative to its mean, against light(cell) in bins of equally many frames"
+    "Response of every cell, relative to its mean, against light(cell) in bins of equally many frames"
     ax = _axes(ax)
     fields = receptive_fields(rec)
-    mean_rate = mean_rates(rec)[0]
+    is_trace = rec.response == "trace"
+    answers = is_trace | (mean_rates(rec)[0] > 0)
     for sign in (-1, 1):
         label = _NAME[sign]
-        for cell in np.flatnonzero((fields.sign == sign) & (mean_rate > 0)):
+        for cell in np.flatnonzero((fields.sign == sign) & answers):
             x, y = binned_mean(*light(cell))
-            ax.plot(x, y/mean_rate[cell], ".-", lw=1, alpha=.7, color=_COLOR[sign], label=label)
+            ax.plot(x, _relative_response(rec, cell, y), ".-", lw=1, alpha=.7, color=_COLOR[sign], label=label)
             label = None  # one line of each sign is enough for the legend
     if ax.lines: ax.legend(fontsize="small")
-    ax.axhline(1, color="0.8", lw=.8, zorder=0)
-    ax.set(ylabel="rate / mean rate", ylim=(0, None), **labels)
+    ax.axhline(0 if is_trace else 1, color="0.8", lw=.8, zorder=0)
+    ax.set(ylabel="trace, less its mean (sd)" if is_trace else "rate / mean rate", **labels)
+    if not is_trace: ax.set_ylim(0, None)
     return ax
 
 # %% ../nbs/01_eda.ipynb #99cf9f92
@@ -705,8 +719,8 @@ def plot_luminance_contrast(
     local = local_light(rec, index)
     rate, x_edges, y_edges = _mean_in_cells(local.luminance, local.contrast, local.rate, bins)
     ax = _axes(ax)
-    mesh = ax.pcolormesh(x_edges, y_edges, rate.T, cmap="viridis", vmin=0)
-    ax.figure.colorbar(mesh, ax=ax, label="firing rate (Hz)")
+    mesh = ax.pcolormesh(x_edges, y_edges, rate.T, cmap="viridis", vmin=None if rec.response == "trace" else 0)
+    ax.figure.colorbar(mesh, ax=ax, label=_response_label(rec))
     ax.set(xlabel="local luminance (grey level)", ylabel="local contrast (sd / mean)")
     ax.set(title=f"Stimulus and firing, {rec.cell_names[index]}")
     return ax

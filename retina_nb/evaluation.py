@@ -301,6 +301,11 @@ def _p_of_change(first, last):
     if min(len(first), len(last)) < 3: return 1.
     return mannwhitneyu(first, last, method="asymptotic").pvalue
 
+def _is_other(part, rates, before, after):
+    "Is the rate more than twice the other? A trace, which may be negative: do they differ by more than seconds do?"
+    if part.response == "trace": return abs(after - before) > np.nanstd(rates, 0)
+    return np.maximum(before, after) > 2*np.minimum(before, after)
+
 def steadiness(
     part, # a Part, as a rule the training movie
 ) -> dict: # columns: Hz in the first and last third, share recorded, what is wrong ("", "fell silent", "drifts")
@@ -311,8 +316,8 @@ def steadiness(
     p = np.array([_p_of_change(a, b) for a, b in zip(first.T, last.T)])
     before, after = nanmean(first, 0), nanmean(last, 0)
     with np.errstate(invalid="ignore"):
-        changed = (np.maximum(before, after) > 2*np.minimum(before, after)) & (p < .01/len(p))
-        silent = changed & (after < before/20)
+        changed = _is_other(part, rates, before, after) & (p < .01/len(p))
+        silent = changed & (after < before/20) & (part.response != "trace")
     unsteady = np.where(silent, "fell silent", np.where(changed, "drifts", ""))
     recorded = (~np.isnan(part.rates)).mean(0)
     return dict(rate_first=before, rate_last=after, recorded=recorded, unsteady=unsteady)

@@ -161,16 +161,16 @@ def rates_figure(
     for row, name in zip(axs, _cell_titles(evaluation.cells.iloc[shown])): _finish_row(row, name)
     fig.legend(*axs[0, 2].get_legend_handles_labels(), loc="upper right", ncols=3, frameon=False, fontsize=9)
     fig.align_ylabels(axs[:, 0])
-    unit = "spikes per frame" if rec.response == "binned" else "Hz"
     some = f", {len(shown)} of {rec.n_cells} cells, from best to worst" if len(shown) < rec.n_cells else ""
-    _write_title(fig, f"{evaluation.kind}: firing rate ({unit}){some}")
+    _write_title(fig, f"{evaluation.kind}: {'response' if rec.response == 'trace' else 'firing rate'} ({rec.unit}){some}")
     return fig
 
 def _finish_row(row, name):
     "Room above the peaks for the correlation, and ticks that stay clear of the neighbours"
     first = row[0]
     first.set_ylabel(name, fontsize=9)
-    first.set_ylim(0, 1.3*max(first.get_ylim()[1], 1e-3))
+    bottom, top = first.get_ylim()
+    first.set_ylim(bottom if first.dataLim.y0 < 0 else 0, 1.3*max(top, 1e-3))
     first.yaxis.set_major_locator(MaxNLocator(3, prune="upper"))
     for ax in row: ax.xaxis.set_major_locator(MaxNLocator(5, prune="both"))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOWEST_HZ', 'HIGHEST_HZ', 'check_hz', 'frame_rate', 'check_clock', 'starts_after_pauses', 'unevenness', 'Grid',
-           'even_grid']
+           'even_grid', 'FrameClock']
 
 # %% ../nbs/00_frame_times.ipynb #19700279
 from typing import NamedTuple
@@ -166,3 +166,24 @@ def even_grid(
     shown = np.concatenate(shown)
     blocks = np.append(0, np.cumsum(shown))[np.append(0, starts)]
     return Grid(hz, shown, np.concatenate(ticks), blocks)
+
+# %% ../nbs/00_frame_times.ipynb #db13d2a6
+class FrameClock(NamedTuple):
+    "The measured times of one showing of a movie, of which every frame counts as equally long"
+    hz: float        # frames per second
+    time: np.ndarray # of each frame, s, rising
+
+    @property
+    def shown(self): return np.ones(len(self.time), int)
+
+    def movie_time(self,
+        times, # on the clock of the frames, s
+    ) -> np.ndarray: # s from the first frame; times in pauses and outside the movie are dropped
+        "When something happened, counted in frames"
+        steps = np.diff(self.time, append=np.inf)
+        usual = 1/self.hz
+        lasts = np.where(steps > 2.5*usual, usual, steps)    # before a pause, and at the end
+        frame = np.searchsorted(self.time, times, side="right") - 1
+        phase = (times - self.time[frame])/lasts[frame]
+        is_inside = (frame >= 0) & (phase < 1)
+        return (frame[is_inside] + phase[is_inside])/self.hz

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from .hdf5 import LazyMovie
 from .inputs import InputError
-from .writing import SMOOTHING_S
+from .responses import SMOOTHING_S
 
 # %% ../nbs/00_frames.ipynb #043304ac
 def guard_frames(
@@ -21,7 +21,8 @@ def guard_frames(
     history, # frames in a window
 ) -> int: # frames
     "Frames between two frames whose histories and smoothed rates do not overlap"
-    reach = int(np.ceil(4*SMOOTHING_S[part.response]*part.hz))    # of the Gaussian to one side
+    width = SMOOTHING_S.get(part.response, .25)    # of the Gaussian, s; a trace remembers about a second
+    reach = int(np.ceil(4*width*part.hz))    # of the Gaussian to one side
     return history + 2*reach
 
 def full_history(

@@ -23,7 +23,7 @@ from .run_folder import (absolute_path, as_started, check_same_run, has_ended, i
 from .training import (FiringRates, MoveDataToDevice, TrainValid, about_ended, check_settings, finish_training, fit_settings,
                                 history_frames, in_folders, keep_freed_memory, log_row, make_loaders, model_for,
                                 poisson_loss, quiet_lightning, rate_module, run_config, run_of, run_trainer,
-                                start_trainer, stimulus_clock, train_valid_frames, write_history)
+                                start_trainer, stimulus_clock, suit_response, train_valid_frames, write_history)
 
 # %% ../nbs/14_parallel.ipynb #28e67a45
 class AllReduceSum(torch.autograd.Function):
@@ -221,6 +221,7 @@ def fit_sessions(
     trainer, trainer_log = start_trainer(out, models[0], settings, progress, precision, **trainer_kwargs)
     settings_of = [settings | {"stimulus_clock": stimulus_clock(rec, settings["clock"])} for rec in recs]
     frames = [train_valid_frames(*given) for given in zip(models, recs, settings_of)]
+    for model, rec, part in zip(models, recs, frames): suit_response(model, rec, part.train)
     configs = _configs(folders, models, recs, frames, settings_of, trainer_log)
     runs = list(zip(models, recs, frames, folders))
     with in_folders(trainer, out, *folders):

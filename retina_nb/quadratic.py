@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from .baselines import Filters, LN, Pooled, localities, pool, poisson_fit
-from .bncnn import log_softplus, loss_of_cells, positive_int
-from .first_guesses import CoarseFeatures, centre_and_spread, local_gain
+from .bncnn import LinearOutput, log_softplus, loss_of_cells, positive_int
+from .first_guesses import CoarseFeatures, centre_and_spread, local_gain, relative_excess
 
 
 # %% ../nbs/08_quadratic.ipynb #38e4e362
@@ -27,7 +27,7 @@ def rising_variance(
     y, # rates, (frames,)
 )->tuple: # C and A, (n, n) float64
     "Covariance of the features, and how it differs before spikes"
-    excess = y/y.mean().clamp_min(1e-9) - 1
+    excess = relative_excess(y)
     covariance = (X.T @ X).double()/len(X)
     rise = (X.T @ (X*excess[:, None])).double()/len(X)
     return covariance, rise
@@ -135,8 +135,31 @@ def _poisson_weights(
     weights, bias = poisson_fit(terms/scale.float(), y, 1e-3*torch.eye(len(scale), dtype=torch.float64), second, nothing, 0.)
     return (weights/scale).float(), bias
 
+def _least_squares_weights(
+    terms, # (frames, n)
+    y, # graded responses, (frames,)
+)->tuple: # weights (n,) float32, bias
+    "Regression, for a linear output"
+    with_bias = F.pad(terms, (0, 1), value=1).double()
+    solution = torch.linalg.lstsq(with_bias, y.double()[:, None]).solution[:, 0].float()
+    return solution[:-1], solution[-1]
+
 
 # %% ../nbs/08_quadratic.ipynb #b411e043
+@patch
+def _weigh(self:Quadratic,
+    data, # FitData whose features are the terms
+)->tuple: # weights of the terms, loss on the validation frames
+    "Weights by maximum likelihood, or for graded responses by least squares"
+    if isinstance(self.output, LinearOutput):
+        weights, bias = _least_squares_weights(data.X, data.y)
+        return weights, (data.X_valid @ weights + bias - data.y_valid).square().mean().item()
+    gain = 3*data.y.mean().clamp_min(1e-3)
+    weights, bias = _poisson_weights(data.X, data.y/gain)
+    drive = data.X_valid @ weights + bias
+    loss = F.softplus(drive) - data.y_valid/gain*log_softplus(drive)
+    return weights, loss.mean().item()
+
 @patch
 def _square_fits(self:Quadratic,
     data, # FitData of a cell, its features less their mean
@@ -144,17 +167,14 @@ def _square_fits(self:Quadratic,
     penalties, # to choose from, (n, n) each
 ): # yields a _SquareFit for the linear drive alone, then one for each penalty and strength
     "Fit linear drive and squares, and judge them on the validation frames"
-    gain = 3*data.y.mean().clamp_min(1e-3)
     covariance, rise = rising_variance(data.X, data.y)
     n = len(self.squared)
     candidates = [torch.zeros(len(linear), n)]
     for penalty, strength in itertools.product(penalties, self.square_strengths):
         candidates.append(contrast_filters(covariance, rise, penalty, strength, n))
     for filters in candidates:
-        weights, bias = _poisson_weights(_terms(data.X, linear, filters), data.y/gain)
-        drive = _terms(data.X_valid, linear, filters) @ weights + bias
-        loss = F.softplus(drive) - data.y_valid/gain*log_softplus(drive)
-        yield _SquareFit(filters, weights, loss.mean().item())
+        terms, terms_valid = (_terms(X, linear, filters) for X in (data.X, data.X_valid))
+        yield _SquareFit(filters, *self._weigh(data._replace(X=terms, X_valid=terms_valid)))
 
 # %% ../nbs/08_quadratic.ipynb #60aa7989
 @patch

@@ -291,7 +291,7 @@ def notes(
     sentences = []
     for group in groups:
         where = f"{printable(group[0].run.recording.session)}: " if len(groups) > 1 else ""
-        said = [_about_undefined(group), *map(_about_constants, group), _about_unsteady(group), _about_missing(group)]
+        said = [_about_repeats(group), _about_undefined(group), *map(_about_constants, group), _about_unsteady(group), _about_missing(group)]
         sentences += [where + sentence for sentence in said if sentence]
     return sentences
 
@@ -313,12 +313,21 @@ def _about_constants(evaluation):
     return f"{evaluation.label} predicts a constant, or no number, for {some_of(names)}: counted as a correlation of 0."
 
 # %% ../nbs/06_results.ipynb #89c66ea4
+def _about_repeats(group):
+    "Without repeats there is no ceiling"
+    test = group[0].run.recording.test
+    if len(test.repeats) > 1: return ""
+    return (f"The test movie ({len(test)/test.hz:.3g} s) was shown once, so there is no ceiling: "
+            "nobody knows how well a perfect model would do.")
+
 def _about_unsteady(group):
     "Cells that fell silent or drift"
     cells = group[0].cells[group[0].cells.unsteady != ""]
     if not len(cells): return ""
-    said = [f"{c.cell} {c.unsteady} ({c.rate_first:.3g} to {c.rate_last:.3g} Hz)" for c in cells.itertuples()]
-    return ("Not steady from the first to the last third of the training movie (the rate changes more than twofold, "
+    is_trace = group[0].run.recording.response == "trace"
+    unit, much = ("", "the trace moves by more than seconds differ") if is_trace else (" Hz", "the rate changes more than twofold")
+    said = [f"{c.cell} {c.unsteady} ({c.rate_first:.3g} to {c.rate_last:.3g}{unit})" for c in cells.itertuples()]
+    return (f"Not steady from the first to the last third of the training movie ({much}, "
             f"and a rank test over seconds agrees): {some_of(said)}.")
 
 def _about_missing(group):

@@ -406,7 +406,9 @@ def _build(run, state):
     largest = max((value.numel() for value in state.values()), default=0)
     hyperparams = run.model_class.before | run.config["hyperparams"]
     try:
-        with _NoLargerThan(10*largest + 10**7): return build_model(run.model_class, hyperparams).eval()
+        with _NoLargerThan(10*largest + 10**7): model = build_model(run.model_class, hyperparams).eval()
+        if run.config["response"] == "trace": model.use_linear_output()
+        return model
     except Exception as e:
         raise InputError(f"{run.path/'config.json'}: expected hyperparameters of {run.model_name}, found that it cannot be built: {e}") from None
 

@@ -111,6 +111,10 @@ class LinearStackedBNCNN(RateModel):
         self.register_buffer("std", torch.ones(n_features))
         self.train()
 
+    def use_linear_output(self):
+        self.bncnn.use_linear_output()
+        super().use_linear_output()
+
     def size(self): return self.hyperparams["bncnn"]["img_shape"], self.hyperparams["bncnn"]["n_units"]
 
     def make_head(self, n_features):

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .adaptive import Segments
-from .bncnn import RateModel, Softplus, batches_of, in_range, optional, positive_int
+from .bncnn import LinearOutput, RateModel, Softplus, batches_of, in_range, optional, positive_int
 
 # %% ../nbs/19_tcn.ipynb #9c7486fd
 def _uniform(*shape, fan_in):
@@ -229,7 +229,7 @@ def initialise(self:TCN,
     self.mean.copy_(pixels.mean())
     self.sd.copy_(pixels.std().clamp_min(1e-3))
     index = torch.from_numpy(frames.index).to(frames.rates.device)
-    self.bias.copy_(_inverse_softplus(frames.rates[index].nanmean(0).clamp_min(.1)))
+    if not isinstance(self.output, LinearOutput): self.bias.copy_(_inverse_softplus(frames.rates[index].nanmean(0).clamp_min(.1)))
     self._set_where(self._squared_correlations(train, spread(100)))
 
 # %% ../nbs/19_tcn.ipynb #fe49a575

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .baselines import cosine_basis
-from .bncnn import log_rate, loss_of_cells, moving_average
+from .bncnn import loss_of_cells, moving_average, pointwise_loss
 
 
 # %% ../nbs/08_temporal_core.ipynb #43775623
@@ -145,7 +145,7 @@ class CoreTraining:
         weight = self.weight[wanted]*inside.to(self.weight.device)
         drive, rates = self.net[0](self.inputs[frames]), self.rates[wanted]
         gaps = rates.isnan()
-        loss = self.net[1](drive) - rates.masked_fill(gaps, 0)*log_rate(drive, self.net[1])
+        loss = pointwise_loss(drive, rates.masked_fill(gaps, 0), self.net[1])
         return (loss.masked_fill(gaps, 0).mean(2)*weight).sum()/weight.sum().clamp_min(1)
 
     def step(self, optimizer, length, generator):

@@ -9,9 +9,9 @@ __all__ = ['poisson_loss', 'corr_in_batch', 'Moments', 'RunningPearson', 'Scores
            'check_settings', 'check_numbers', 'check_processes', 'stimulus_clock', 'on_stimulus_clock', 'TrainValid',
            'epoch_sampler', 'train_valid_frames', 'already_batched', 'make_loaders', 'run_config', 'base_checksum',
            'quiet_lightning', 'Progress', 'WholeFiles', 'KeepEpochs', 'TensorBoard', 'make_trainer', 'fit_settings',
-           'feeding', 'about_ended', 'run_of', 'fit', 'run_trainer', 'finish_run', 'start_trainer', 'rate_module',
-           'in_folders', 'go_on', 'write_history', 'finish_training', 'solve', 'predict', 'parse_settings', 'model_for',
-           'check_history', 'history_frames', 'default_folder', 'train_run']
+           'feeding', 'about_ended', 'run_of', 'suit_response', 'fit', 'run_trainer', 'finish_run', 'start_trainer',
+           'rate_module', 'in_folders', 'go_on', 'write_history', 'finish_training', 'solve', 'predict',
+           'parse_settings', 'model_for', 'check_history', 'history_frames', 'default_folder', 'train_run']
 
 # %% ../nbs/05_training.ipynb #9e3658db
 import ast, copy, ctypes, hashlib, logging, multiprocessing, platform, sys, time, warnings
@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.tensorboard import SummaryWriter
 from torchmetrics import MeanMetric
 
-from .bncnn import RateModel, correlation, log_rate, moving_average, trained_parameters
+from .bncnn import LinearOutput, RateModel, correlation, moving_average, pointwise_loss, trained_parameters
 from .data import (Frames, InputError, LazyMovie, Part, full_history,
                             old_names, split_frames)
 from retina_nb.run_folder import (  # noqa: F401 (some are for whoever looks for them here, where they were)
@@ -56,10 +56,10 @@ def poisson_loss(
     rates, # (batch, n_units) Hz; NaN where a cell was not recorded
     output, # the model's output nonlinearity
 ): # scalar, the mean over known rates
-    "Poisson negative log likelihood of the rates that are known, without the term that does not depend on the model"
+    "Poisson negative log likelihood, or the loss of the output's own, of the rates that are known, without the term that does not depend on the model"
     known = ~rates.isnan()
     rates = rates.where(known, 0)  # before the product: a gradient of 0 times NaN would be NaN
-    loss = output(drive) - rates*log_rate(drive, output)
+    loss = pointwise_loss(drive, rates, output)
     return loss.where(known, 0).sum()/known.sum().clamp(min=1)
 
 # %% ../nbs/05_training.ipynb #585909a3
@@ -433,7 +433,9 @@ def rebuild(
     "A new model with the same hyperparameters, as a run folder builds it again"
     kind = type(model)
     try:
-        with torch.random.fork_rng(): return kind(**model.hyperparams)
+        with torch.random.fork_rng(): new = kind(**model.hyperparams)
+        if isinstance(model.output, LinearOutput): new.use_linear_output()
+        return new
     except (TypeError, InputError) as e:
         raise InputError(f"model: expected {kind.__name__} to be built again from its hyperparams by name, found: {e}; "
                          "hand all that its __init__ takes to super().__init__") from None
@@ -736,6 +738,17 @@ def run_of(model, out):
     run.model_class = type(model)
     return run
 
+# %% ../nbs/05_training.ipynb #872293c3
+def suit_response(
+    model, # a RateModel
+    rec, # Recording
+    train, # Frames of the training part
+):
+    "A linear output for graded responses, in their unit; a model that cannot have one says so"
+    if rec.response != "trace": return
+    model.use_linear_output()
+    model.output.set_units(train.rates[torch.from_numpy(train.index)])
+
 # %% ../nbs/05_training.ipynb #c54b5fe6
 def fit(
     model, # a RateModel, its n_units as many as the recording's cells
@@ -773,6 +786,7 @@ def fit(
     trainer, trainer_log = start_trainer(out, model, settings, progress, precision, **trainer_kwargs)
     frames = train_valid_frames(model, rec, settings)
     scaling = frames.train.scale
+    suit_response(model, rec, frames.train)
     config = run_config(model, rec, scaling, settings, trainer=trainer_log)
     with in_folders(trainer, out):
         if overwrite and trainer.is_global_zero: remove_run(out)
@@ -785,6 +799,7 @@ def fit(
         rows = rows_so_far(out) if model.default_epochs else []
         if trainer.is_global_zero: go_on(out, config, rows)
         if progress and config["stimulus_clock"]: print(_about_clock(config["stimulus_clock"]))
+        if progress and rec.about_response: print(rec.about_response)
         if not model.default_epochs:
             model.progress = progress and not Progress().lines
             solve(model, frames, out)
