@@ -38,8 +38,8 @@ paper_hyperparams = dict(hyperparams, img_shape=(40, 50, 50), chans=[8, 8], ksiz
                          bnorm_d=1, bn_moment=0.01, noise=0.05, softplus=True)
 
 # %% ../nbs/02_bncnn.ipynb #64d8e118
-for_history = {name: value for name, value in paper_hyperparams.items() if value != hyperparams[name] and name != "img_shape"}
-for_history |= dict(bn_moment=0.1, start="data")
+for_history = {name: paper_hyperparams[name] for name in ("chans", "ksizes", "bias", "bnorm_d", "noise", "softplus")}
+for_history |= dict(start="data")
 
 # %% ../nbs/02_bncnn.ipynb #1a553b18
 class GaussianNoise(nn.Module):

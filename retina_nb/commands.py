@@ -193,7 +193,8 @@ def retina_train(
     split:str="blocked", # blocked, stratified or random
     epochs:int=None, # at most; 100 if not given
     batch_size:int=32, # frames, all processes together
-    lr:float=None, # learning rate; 1e-4 for cnnbilstm, 0.03 for adaptive, else 1e-3
+    lr:float=None, # learning rate; the model's own if not given
+    batches:str="auto", # windows, stretches of neighbouring frames, or auto: the faster, where a model takes either
     cells:str=None, # cells by index or name, 0,1 or cell01,cell02, or well-isolated; all if not given
     response:str="firing_rate_10ms", # binned, firing_rate_5ms, firing_rate_10ms, firing_rate_20ms or trace
     scale:str="unit", # unit, zscore or raw
@@ -224,7 +225,8 @@ def retina_train(
     recs = [Recording(file, response, cells, in_memory=not lazy) for file in _files(data)]
     devices = int(devices) if devices.isdecimal() else devices
     options = dict(history=history, settings=parse_settings(set), split=split, epochs=epochs, batch_size=batch_size,
-                   lr=lr, scale=scale, patience=patience, monitor=monitor, clock=clock, resume=resume, overwrite=overwrite,
+                   lr=lr, batches=batches, scale=scale, patience=patience, monitor=monitor, clock=clock,
+                   resume=resume, overwrite=overwrite,
                    accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision)
     for folder, seed in _folders_of_seeds(out, seeds, seed).items():
         for run in _train(recs, kind, folder, seed=seed, **options): _say_trained(run)
@@ -248,7 +250,11 @@ def _train(recs, kind, out, **options):
     from lightning.pytorch.utilities import rank_zero_only
     from retina_nb.parallel import train_sessions
     from retina_nb.training import train_run
-    runs = train_sessions(recs, kind, out, **options) if len(recs) > 1 else [train_run(*recs, kind, out, **options)]
+    if len(recs) == 1: runs = [train_run(*recs, kind, out, **options)]
+    else:
+        batches = options.pop("batches")
+        if batches != "auto": raise _wrong(f"--batches: expected auto for several recordings, found {batches}")
+        runs = train_sessions(recs, kind, out, **options)
     return [] if rank_zero_only.rank else runs
 
 def _say_trained(run):
@@ -409,12 +415,12 @@ def demo_history(
     if protocol == "reference": return 1
     return max(2, round(.4*hz))
 
-SMALL_SETTINGS = {  # for a laptop
+SMALL_SETTINGS = {  # hyperparameters beside those that a model suggests for a recording
     "ln": {},
     "adaptive": {},
-    "bncnn": dict(chans=[8, 16], noise=.05),
+    "bncnn": {},
     "stacked": {},
-    "cnnbilstm": dict(chans=[4, 8], hidden=32, softplus=True, noise=.05)}
+    "cnnbilstm": {}}
 
 # %% ../nbs/16_commands.ipynb #191fc730
 @call_parse
@@ -479,9 +485,6 @@ def _demo_options(name, out, protocol, epochs, hz, simulated):
         options.update(epochs=epochs or 2, patience=0)
     settings = dict(SMALL_SETTINGS[name]) if protocol == "honest" else {}
     if name == "stacked": settings["base"] = str(out/"bncnn")
-    if name == "cnnbilstm" and protocol == "honest":
-        options["lr"] = 3e-3
-        if simulated: options["limit_train_batches"] = 120  # the slowest by far: a taste of it
     return options | {"settings": settings}
 
 # %% ../nbs/16_commands.ipynb #13ceaf12

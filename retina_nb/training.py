@@ -1016,7 +1016,7 @@ def check_history(history, rec):
 def _why_suggested(kind, suggested, rec):
     "What is said where a model differs from its defaults because of the recording"
     height, width = rec.train.stimulus.shape[1:]
-    differs = ", ".join(f"{name}={value} in place of {kind.defaults[name]}" for name, value in suggested.items())
+    differs = ", ".join(f"{name}={value}" for name, value in suggested.items())
     return f"{kind.__name__}: {differs}, to suit frames of {height} × {width} pixels at {rec.hz:g} Hz"
 
 # %% ../nbs/05_training.ipynb #fa64be46
