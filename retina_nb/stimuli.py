@@ -6,9 +6,9 @@
 __all__ = ['stimuli', 'Screen', 'screen_of_movie', 'Stimulus', 'trials_on_grey', 'flash', 'step', 'paired_flash', 'chirp',
            'omitted_flash', 'white_noise', 'frozen_noise', 'contrast_step', 'luminance_step', 'disc', 'middle', 'spots',
            'along', 'drifting_grating', 'reversing_grating', 'bar', 'reach', 'moving_bar', 'flashed_bar',
-           'motion_reversal', 'jitter', 'object_jitter', 'texture', 'saccade_flash', 'approach']
+           'motion_reversal', 'jitter', 'object_jitter', 'texture', 'saccade_flash', 'approach', 'joined']
 
-# %% ../nbs/09_stimuli.ipynb #8f9bf611
+# %% ../nbs/09_stimuli.ipynb #61c480e1
 from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 
 from .data import InputError, atomic_write
 
-# %% ../nbs/09_stimuli.ipynb #7bf49d07
+# %% ../nbs/09_stimuli.ipynb #7defbf9c
 @dataclass(frozen=True)
 class Screen:
     "What a model was shown in training: the size, speed and light of its frames"
@@ -46,7 +46,7 @@ class Screen:
         "The pixels of a contrast, as near as 8 bits allow"
         return np.clip(np.rint(self.mean + np.asarray(contrast)*self.sd), 0, 255).astype(np.uint8)
 
-# %% ../nbs/09_stimuli.ipynb #fb21a3d9
+# %% ../nbs/09_stimuli.ipynb #057819b2
 def _sampled(movie, index, n=3000):
     "At most n of these frames of a movie, evenly spread"
     index = np.unique(index[np.linspace(0, len(index) - 1, n).astype(int)])
@@ -75,7 +75,7 @@ def _screen_of(
 
 Screen.of = staticmethod(_screen_of)
 
-# %% ../nbs/09_stimuli.ipynb #c1847196
+# %% ../nbs/09_stimuli.ipynb #45e644d9
 def _outside(
     screen, # a Screen
     movie, # (time, height, width) uint8
@@ -91,7 +91,7 @@ def _outside(
 
 Screen.outside = _outside
 
-# %% ../nbs/09_stimuli.ipynb #e274eb00
+# %% ../nbs/09_stimuli.ipynb #f4c47bab
 @dataclass
 class Stimulus:
     "A movie and what was shown when"
@@ -117,7 +117,7 @@ class Stimulus:
         with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
             np.savez_compressed(file, movie=self.movie, **about, **columns)
 
-# %% ../nbs/09_stimuli.ipynb #eba7f37f
+# %% ../nbs/09_stimuli.ipynb #3290e746
 def _telling_frames(stimulus, n):
     "Numbers of n frames, in the midst of trials that are spread over the movie"
     trials = np.unique(np.linspace(0, len(stimulus.events) - 1, n).astype(int))
@@ -146,7 +146,7 @@ def _draw(
 
 Stimulus.draw = _draw
 
-# %% ../nbs/09_stimuli.ipynb #6c1bf850
+# %% ../nbs/09_stimuli.ipynb #34299097
 def _fill(contrast, size):
     "A course of contrast as frames, (time, height, width)"
     contrast = np.asarray(contrast, np.float32)
@@ -170,7 +170,7 @@ def trials_on_grey(
         onset += len(shown)
     return Stimulus(name, np.concatenate([*frames, grey]), pd.DataFrame(rows), screen)
 
-# %% ../nbs/09_stimuli.ipynb #6c2bf356
+# %% ../nbs/09_stimuli.ipynb #e86415ef
 def flash(
     screen, # a Screen
     contrasts=(-1, 1), # standard deviations
@@ -191,7 +191,7 @@ def step(
     "Steps of the whole field"
     return replace(flash(screen, contrasts, seconds, gap), name="step")
 
-# %% ../nbs/09_stimuli.ipynb #41d572aa
+# %% ../nbs/09_stimuli.ipynb #24c040fa
 def paired_flash(
     screen, # a Screen
     intervals=(.04, .08, .16, .32), # from the first flash to the second, s; each longer than a flash
@@ -209,7 +209,7 @@ def paired_flash(
             trials.append((course, dict(contrast=contrast, interval=interval)))
     return trials_on_grey("paired flash", screen, trials, gap)
 
-# %% ../nbs/09_stimuli.ipynb #58b242be
+# %% ../nbs/09_stimuli.ipynb #01a1cb56
 def _sweep(seconds, hz, up_to, phase):
     "A sine that becomes steadily faster, from 0 to `up_to` Hz"
     t = np.arange(round(seconds*hz))/hz
@@ -240,7 +240,7 @@ def chirp(
         trials += [(contrast*course, dict(part=part, phase=phase)) for part, course in parts.items()]
     return trials_on_grey("chirp", screen, trials, gap)
 
-# %% ../nbs/09_stimuli.ipynb #4f96c4f8
+# %% ../nbs/09_stimuli.ipynb #38ca74cf
 def _train(screen, period, count, seconds, contrast, after):
     "Contrast of a train of flashes and of what follows it"
     every, n = screen.frames(period), screen.frames(seconds)
@@ -271,7 +271,7 @@ def omitted_flash(
     if levels: stimulus.movie = np.where(stimulus.movie == screen.light(0), *levels).astype(np.uint8)
     return stimulus
 
-# %% ../nbs/09_stimuli.ipynb #0515c65d
+# %% ../nbs/09_stimuli.ipynb #dbdf6a84
 def _noise(rng, shape, kind):
     "Independent numbers of mean 0 and standard deviation 1"
     if kind == "binary": return 2.*rng.integers(0, 2, shape) - 1
@@ -297,7 +297,7 @@ def white_noise(
     events = pd.DataFrame([dict(onset=0, frames=n, contrast=contrast, seed=str(seed))])
     return Stimulus("white noise", frames.repeat(stay, 0)[:n], events, screen)
 
-# %% ../nbs/09_stimuli.ipynb #1ae87b3d
+# %% ../nbs/09_stimuli.ipynb #68942c43
 def frozen_noise(
     screen, # a Screen
     seconds, # length of the piece
@@ -336,7 +336,7 @@ def _without_gaps(stimulus):
     onset = np.cumsum(events.frames) - events.frames
     return replace(stimulus, movie=stimulus.movie[shown], events=events.assign(onset=onset))
 
-# %% ../nbs/09_stimuli.ipynb #d5456d6c
+# %% ../nbs/09_stimuli.ipynb #827a820e
 def luminance_step(
     screen, # a Screen
     means=(.5, 1), # of the background, relative to grey
@@ -355,7 +355,7 @@ def luminance_step(
             trials.append(((pixel - screen.mean)/screen.sd, dict(mean=mean, seed=seed)))
     return _without_gaps(trials_on_grey("luminance step", screen, trials, gap=0))
 
-# %% ../nbs/09_stimuli.ipynb #09ed8a2d
+# %% ../nbs/09_stimuli.ipynb #0b95a75c
 def disc(
     screen, # a Screen
     center, # (row, column), pixels
@@ -389,7 +389,7 @@ def spots(
             trials += [(c*picture, dict(place=place, diameter_um=diameter, contrast=c)) for c in contrasts]
     return trials_on_grey("spots", screen, trials, gap)
 
-# %% ../nbs/09_stimuli.ipynb #c2222ef8
+# %% ../nbs/09_stimuli.ipynb #b67fa9fd
 def along(
     screen, # a Screen
     degrees, # direction; 0 to the right, 90 up
@@ -440,7 +440,7 @@ def reversing_grating(
             trials.append((contrast*sign*picture, dict(bar_um=bar, phase=phase)))
     return trials_on_grey("reversing grating", screen, trials, gap)
 
-# %% ../nbs/09_stimuli.ipynb #d4a1eaad
+# %% ../nbs/09_stimuli.ipynb #71aecadd
 def bar(
     screen, # a Screen
     position, # of its middle along the direction, pixels from the middle of the screen; a number or (time,)
@@ -520,23 +520,25 @@ def motion_reversal(
     stimulus.events["reversal"] = stimulus.events.onset + n
     return stimulus
 
-# %% ../nbs/09_stimuli.ipynb #f97429be
+# %% ../nbs/09_stimuli.ipynb #ff822f2b
 def jitter(
     rng, # numpy random generator
     frames, # how many
-    hold, # frames between steps
+    hold, # frames that a position lasts at least
+    moves=.15, # probability to move after that
 )->np.ndarray: # position, (frames,) pixels
-    "A random walk, a pixel to one side or the other at a time"
-    steps = rng.choice([-1., 1.], -(-frames//hold))
+    "A random walk that rests, and moves by a pixel to one side or the other"
+    n = -(-frames//hold)
+    steps = rng.choice([-1., 1.], n)*(rng.random(n) < moves)
     return np.cumsum(steps).repeat(hold)[:frames]
 
 def object_jitter(
     screen, # a Screen
     centers=None, # (row, column) of the object, pixels; the middle of the screen if None
     diameter_um=800, # of the object
-    bar_um=125, # width of a bar of object and background
+    bar_um=100, # width of a bar of object and background
     seconds=2, # each condition
-    hold=.033, # between steps of a pixel, s
+    hold=.033, # that a position lasts at least, s
     contrast=1, # standard deviations
     seeds=(0, 1, 2), # of the walks
     gap=.4, # grey between trials, s
@@ -555,7 +557,7 @@ def object_jitter(
                 trials.append((contrast*picture, dict(place=place, seed=seed, motion=motion)))
     return trials_on_grey("object jitter", screen, trials, gap)
 
-# %% ../nbs/09_stimuli.ipynb #8a7b68c4
+# %% ../nbs/09_stimuli.ipynb #56bb12de
 def texture(
     screen, # a Screen
     seed, # which
@@ -581,7 +583,7 @@ def saccade_flash(
 )->Stimulus: # conditions: seed, contrast (0 for no flash), saccade, delay; flash (its frame)
     "A texture that slides, and a flash of the whole field some time after"
     margin, slide = round(screen.pixels(shift_um)), screen.frames(slide_seconds)
-    rest, after = screen.frames(.3), screen.frames(max(delays) + .4)
+    rest, after = screen.frames(.5), screen.frames(max(delays) + .4)
     start = rest + slide
     path = np.concatenate([np.zeros(rest), np.linspace(0, margin, slide), np.full(after, margin)]).round().astype(int)
     width, trials = screen.size[1], []
@@ -600,7 +602,7 @@ def saccade_flash(
     stimulus.events["flash"] = stimulus.events.onset + stimulus.events.pop("at")
     return stimulus
 
-# %% ../nbs/09_stimuli.ipynb #7ad876fd
+# %% ../nbs/09_stimuli.ipynb #0e527121
 def approach(
     screen, # a Screen
     centers=None, # (row, column), pixels; the middle of the screen if None
@@ -621,8 +623,17 @@ def approach(
             trials += [(c*picture, dict(place=place, motion=motion, contrast=c)) for c in contrasts]
     return trials_on_grey("approach", screen, trials, gap)
 
-# %% ../nbs/09_stimuli.ipynb #f40ed2af
+# %% ../nbs/09_stimuli.ipynb #da61c40a
 stimuli = dict(flash=flash, step=step, paired_flash=paired_flash, chirp=chirp, omitted_flash=omitted_flash, white_noise=white_noise,
                contrast_step=contrast_step, luminance_step=luminance_step, spots=spots, drifting_grating=drifting_grating,
                reversing_grating=reversing_grating, moving_bar=moving_bar, flashed_bar=flashed_bar, motion_reversal=motion_reversal,
                object_jitter=object_jitter, saccade_flash=saccade_flash, approach=approach)
+
+# %% ../nbs/09_stimuli.ipynb #b212602e
+def joined(
+    stimuli, # of Stimulus, on one screen
+)->Stimulus:
+    "Stimuli one after the other; the events count from the beginning of the first"
+    starts = np.cumsum([0, *map(len, stimuli[:-1])])
+    events = pd.concat([s.events.assign(onset=s.events.onset + start) for s, start in zip(stimuli, starts)], ignore_index=True)
+    return replace(stimuli[0], movie=np.concatenate([s.movie for s in stimuli]), events=events)
