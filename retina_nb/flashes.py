@@ -154,6 +154,12 @@ def paired_flashes(
     return Measured([shown], pd.DataFrame(dict(interval=intervals)), np.stack(values, 1), estimate)
 
 # %% ../nbs/09_flashes.ipynb #f34fb52e
+def _is_straight(x, y, steep, least_r2, least):
+    "Are there enough points, and do they lie on a line of this slope?"
+    there = ~np.isnan(y)
+    if there.sum() < least: return False
+    return (steep*x[there]).var() >= least_r2*max(y[there].var(), 1e-9)
+
 def straight_slope(
     x, # (n,)
     y, # (n, n_cells), with gaps
@@ -161,12 +167,10 @@ def straight_slope(
     least=4, # points
 )->np.ndarray: # (n_cells,); 0 where there is no straight line, NaN where there is no point
     "Slope of the points that lie on a straight line"
-    there = ~np.isnan(y)
-    steep = np.nan_to_num(slope(x, y))
-    explained = [(s*x[t]).var() for s, t in zip(steep, there.T)]
-    variance = [cell[t].var() for cell, t in zip(y.T, there.T)]
-    straight = (there.sum(0) >= least) & (explained >= least_r2*np.maximum(variance, 1e-9))
-    return np.where(there.any(0), np.where(straight, steep, 0.), np.nan)
+    steep = slope(x, y)
+    straight = [_is_straight(x, cell, s, least_r2, least) for cell, s in zip(y.T, steep)]
+    nothing = np.isnan(y).all(0)
+    return np.where(nothing, np.nan, np.where(straight, steep, 0.))
 
 
 # %% ../nbs/09_flashes.ipynb #2fbca887
