@@ -849,7 +849,8 @@ def shares_frames(self:BNCNN,
 def choose_batches(self:BNCNN, wish="auto"):
     if wish not in ("auto", "windows", "stretches"):
         raise InputError(f"{type(self).__name__}: batches: expected auto, windows or stretches, found {wish!r}")
-    automatic = "stretches" if self.shares_frames() else "windows"
+    times = 2 if self.from_data else 4
+    automatic = "stretches" if self.shares_frames(times) else "windows"
     self.batches = automatic if wish == "auto" else wish
 
 @patch
