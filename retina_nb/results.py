@@ -361,8 +361,8 @@ def _about_training(evaluation):
 def _about_simulation(every):
     "What a simulated retina can say, and where real ones are"
     shares = any(type(e.run.model).__name__ == "AdaptiveSubunits" for e in every)
-    parts = " of subunits and gain control, parts that AdaptiveSubunits has, too: its lead says little about others" if shares else ""
-    return f"The retina is simulated{parts}; real ones are in chapter 17 of the book, Real retinas."
+    parts = " of subunits and gain control, parts that AdaptiveSubunits has, too: its lead says little about others"
+    return f"The retina is simulated{parts if shares else ''}; real ones are in chapter 17 of the book, Real retinas."
 
 # %% ../nbs/06_results.ipynb #a7c6f0d0
 def csv_text(
