@@ -18,7 +18,6 @@ def render() -> str:
     plain = Config(NbConvertBase={"display_data_priority": ["text/markdown", "text/plain"]})
     body, _ = MarkdownExporter(config=plain).from_notebook_node(nb)
     body = re.sub(r"\]\((?!\w+:|#)", "](nbs/", body)
-    body = body.replace("```{mermaid}", "```mermaid")  # Quarto's way to mark a drawing, and GitHub's
     return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 

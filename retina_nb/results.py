@@ -260,19 +260,21 @@ def short_table(
     "The results in few columns"
     table = format_table(results_table(runs))
     numbers = [_right_aligned([title, *table[column]]) for column, title in _short.items()]
-    left = width - sum(len(column[0]) + 2 for column in numbers)
+    room = width - sum(len(column[0]) for column in numbers)    # for the labels and the gaps behind them
+    gap = 2 if max(map(len, table.model)) + 2*len(numbers) <= room else 1
+    left = room - gap*len(numbers)
     labels = [textwrap.wrap(label, max(left, 12)) for label in ["model", *table.model]]
     longest = max(len(line) for lines in labels for line in lines)
-    rows = [_row(lines, values, longest) for lines, *values in zip(labels, *numbers)]
-    rule = "-"*(longest + sum(len(column[0]) + 2 for column in numbers))
+    rows = [_row(lines, values, longest, gap) for lines, *values in zip(labels, *numbers)]
+    rule = "-"*(longest + sum(len(column[0]) + gap for column in numbers))
     return "\n".join([rows[0], rule, *rows[1:]])
 
 def _right_aligned(texts): return [text.rjust(max(map(len, texts))) for text in texts]
 
-def _row(lines, values, width):
+def _row(lines, values, width, gap):
     "A label, which may take several lines, and numbers beside the first of them"
     first, *others = lines
-    return "\n".join(["  ".join([first.ljust(width), *values]), *others])
+    return "\n".join([(" "*gap).join([first.ljust(width), *values]), *others])
 
 # %% ../nbs/06_results.ipynb #fdf83491
 def some_of(
@@ -368,8 +370,8 @@ def _about_training(evaluation):
 def _about_simulation(every):
     "What a simulated retina can say, and where real ones are"
     shares = any(type(e.run.model).__name__ == "AdaptiveSubunits" for e in every)
-    parts = " of subunits and gain control, parts that AdaptiveSubunits has, too: its lead says little about others" if shares else ""
-    return f"The retina is simulated{parts}; real ones are in chapter 17 of the book, Real retinas."
+    parts = " of subunits and gain control, parts that AdaptiveSubunits has, too: its lead says little about others"
+    return f"The retina is simulated{parts if shares else ''}; real ones are in chapter 17 of the book, Real retinas."
 
 # %% ../nbs/06_results.ipynb #a7c6f0d0
 def csv_text(

@@ -717,7 +717,8 @@ def _differences(out, config):
     as_far_as_known = {name: config.get(name) for name in ("base", "batches")}
     written = {**_BEFORE, **as_far_as_known, **written, "model": path, "hyperparams": hyperparams}
     as_written = json.loads(json.dumps(config))
-    return {name: written.get(name) for name in as_written if name not in _MAY_CHANGE and written.get(name) != as_written[name]}
+    fixed = [name for name in as_written if name not in _MAY_CHANGE]
+    return {name: written.get(name) for name in fixed if written.get(name) != as_written[name]}
 
 # %% ../nbs/05_run_folder.ipynb #ac505c51
 def is_finished(
@@ -739,8 +740,10 @@ def remove_run(
 ):
     "Remove the files of a run; whatever else is in the folder stays"
     check_files(folder)
-    for path in (*(Path(folder)/name for name in _FILES), *Path(folder).glob("predictions*.npz")): path.unlink(missing_ok=True)
-    shutil.rmtree(Path(folder)/"tensorboard", ignore_errors=True)
+    folder = Path(folder)
+    for name in _FILES: (folder/name).unlink(missing_ok=True)
+    for predicted in folder.glob("predictions*.npz"): predicted.unlink()
+    shutil.rmtree(folder/"tensorboard", ignore_errors=True)
 
 # %% ../nbs/05_run_folder.ipynb #d9c62ef6
 @contextmanager

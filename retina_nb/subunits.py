@@ -21,7 +21,7 @@ class Subunits(NamedTuple):
     places: np.ndarray       # row and column in the frame, pixels, (pathways, subunits, 2)
     widths: np.ndarray       # standard deviation of the centres, pixels, (pathways,)
     weights: np.ndarray      # shares of all the cell's subunits, which sum to 1, (pathways, subunits)
-    courses: np.ndarray      # time courses of the centres, newest frame first, the highest peak 1 or -1, (pathways, history)
+    courses: np.ndarray      # time courses of the centres, newest frame first, highest peak 1 or -1, (pathways, history)
     adaptation_s: float      # time constant of the gain control, s
     adaptation_share: float  # how strong it is, 0 to 1
     hz: float                # frames a second
@@ -43,7 +43,8 @@ def subunits(
 ) -> Subunits:
     "Places, weights, time courses and adaptation that a trained model has found for a cell"
     if run.model_name != "AdaptiveSubunits":
-        raise InputError(f"run: expected a run of AdaptiveSubunits, found {run.model_name}; other models have no subunits")
+        raise InputError(f"run: expected a run of AdaptiveSubunits, found {run.model_name}; "
+                         "other models have no subunits")
     model, i, hz = run.model, _number_of_cell(run, cell), run.config["hz"]
     courses = (model.time[i, :, 0] @ model.basis).numpy()[:, ::-1]         # of the centres, (pathways, history)
     peaks = np.abs(courses).max(1)
@@ -67,7 +68,8 @@ def _draw_places(ax, found):
     for name, places, weights in zip(found.pathways, found.places, found.weights):
         sign, reach = name.split()
         face = _colours[sign] if reach == "near" else "none"
-        ax.scatter(places[:, 1], places[:, 0], 4000*weights, facecolors=face, edgecolors=_colours[sign], alpha=.6, label=name)
+        rows, columns = places.T
+        ax.scatter(columns, rows, 4000*weights, facecolors=face, edgecolors=_colours[sign], alpha=.6)
     ax.invert_yaxis()
     ax.set(aspect="equal", xlabel="column (pixels)", ylabel="row (pixels)", title="subunits")
 
@@ -77,7 +79,8 @@ def _draw_courses(ax, found):
     strength = found.weights.sum(1)/found.weights.sum(1).max()
     for name, course, strong in zip(found.pathways, found.courses, strength):
         sign, reach = name.split()
-        ax.plot(ms, strong*course/np.abs(course).max(), "-" if reach == "near" else ":", color=_colours[sign], label=name)
+        line = "-" if reach == "near" else ":"
+        ax.plot(ms, strong*course/np.abs(course).max(), line, color=_colours[sign], label=name)
     ax.axhline(0, color="0.8", lw=1, zorder=0)
     ax.set(xlabel="time before now (ms)", title="time courses", yticks=[])
     ax.legend(fontsize=8, frameon=False)

@@ -774,7 +774,7 @@ def fit(
     precision="auto", # 32-true, 16-mixed, bf16-mixed, …; auto: on a GPU the faster of 32-true and bfloat16
     **trainer_kwargs, # of Lightning's Trainer: accelerator, devices, strategy, callbacks, limit_train_batches, …
 ) -> Run:
-    "Train a model on a recording and leave a run folder; can be stopped and resumed, and called again when it has ended"
+    "Train a model on a recording and leave a run folder; can be stopped and resumed, and called again"
     keep_freed_memory()
     out = absolute_path(out)
     settings = fit_settings(model, split=split, fractions=fractions, scale=scale, seed=seed, batch_size=batch_size,

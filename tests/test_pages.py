@@ -60,6 +60,13 @@ def test_no_line_is_wider_than_the_page():
     assert pages.narrow("a  b\n\n  c") == "a  b\n\n  c"
 
 
+def test_drawings_are_marked_as_quarto_wants_them():
+    for name, n in (("index", 2), ("02_bncnn", 1), ("03_cnnbilstm", 1), ("11_adaptive", 1)):
+        cells = read_nb(root/"nbs"/f"{name}.ipynb").cells
+        for cell in cells: pages.drawings(cell)
+        assert sum("".join(cell.source).count("```{mermaid}\nflowchart") for cell in cells) == n
+
+
 @pytest.fixture(scope="module")
 def processed():
     nb = read_nb(root/"nbs"/"05_models.ipynb")

@@ -432,3 +432,12 @@ def test_how_long_and_on_what(tmp_path):
     trained, simulated = about_runs([run])
     assert trained == "Trained for: AdaptiveSubunits 1 epoch of at most 3 batches each."
     assert "simulated" in simulated and "parts that AdaptiveSubunits has, too" in simulated and "chapter 17" in simulated
+
+
+def test_no_name_is_broken_at_80_columns(monkeypatch):
+    "Negative numbers are wider; the gaps give way before a name does"
+    from retina_nb import results
+    row = dict(model="LinearStackedBNCNN", test_corr=-.123, test_corr_lo=-.234, test_corr_hi=-.012, cc_max=.885, cc_norm=-.5, bits_per_spike=-1.234, seconds=1234.)
+    monkeypatch.setattr(results, "results_table", lambda runs: pd.DataFrame([row, row | dict(model="AdaptiveSubunits")]))
+    lines = short_table([], 80).splitlines()
+    assert len(lines) == 4 and lines[2].startswith("LinearStackedBNCNN ") and max(map(len, lines)) <= 80
