@@ -144,6 +144,9 @@ def test_triggers():
     every = np.concatenate(shown)
     lengths = [len(x) for x in shown]
     for one, true in zip(cut_triggers(every, lengths), shown): np.testing.assert_array_equal(one, true)
+    with pytest.raises(InputError, match="showing 1 to begin after a pause"): cut_triggers(every, [n_test, n_train, *lengths[2:]])
+    at_once = np.arange(300)/60
+    assert [len(x) for x in cut_triggers(at_once, [100, 200])] == [100, 200]
     for wrong, says in ((every[1:], "found 1999"), (np.delete(np.append(every, every[-1] + .02), 700), "after a pause")):
         with pytest.raises(InputError, match=says): cut_triggers(wrong, lengths)
     assert refractory_violations(np.array([0, 1, 1.001, 2])) == 1/3
