@@ -957,6 +957,7 @@ def initialise(self:BNCNN, train, valid):
     if not self.from_data: return
     starts = import_module("retina_nb.network_start")
     starts.start_bncnn(self, frames_of(train), frames_of(valid))
+    self.train()
 
 @patch(as_prop=True)
 def default_lr(self:BNCNN): return 1e-4 if self.from_data else RateModel.default_lr

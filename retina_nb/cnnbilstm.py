@@ -261,7 +261,7 @@ def suggest(cls:CNNBiLSTM, given, hz, full_field=False):
     "For sequences, a small network from the data, a state that is carried along, and patches of 200 ms"
     history = given["img_shape"][0]
     if history == 1: return {}
-    return dict(chans=[4, 8], hidden=max(32, given.get("n_units", 0)), noise=.05, softplus=True, start="data",
+    return dict(chans=[4, 8], hidden=max(32, given.get("n_units", 0)), noise=.05, softplus=True, dropout=0., start="data",
                 carried=True, patch=min(max(1, round(.2*hz)), history//2))
 
 # %% ../nbs/03_cnnbilstm.ipynb #dfc41f55
@@ -294,6 +294,7 @@ def initialise(self:CNNBiLSTM, train, valid):
     if not self.from_data: return
     starts = import_module("retina_nb.network_start")
     starts.start_cnnbilstm(self, frames_of(train), frames_of(valid))
+    self.train()
 
 @patch(as_prop=True)
 def default_lr(self:CNNBiLSTM): return 1e-4

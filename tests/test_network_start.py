@@ -79,3 +79,11 @@ def test_published_setting_stays():
     assert BNCNN.suggest(dict(img_shape=[1, 50, 50], n_units=9), hz=100) == {}
     assert CNNBiLSTM.suggest(dict(img_shape=[1, 50, 50], n_units=9), hz=100) == {}
     assert not BNCNN().from_data and BNCNN().default_lr == 1e-3 and BNCNN().ema_decay is None
+
+
+def test_training_mode():
+    "After the start the noise is on, as in a training that goes on"
+    model, *_ = started(BNCNN, part((9, 8)))
+    train = Frames(part((9, 8)), history=HISTORY)
+    model.initialise(model.dataset(train), model.dataset(train))
+    assert model.training and model.sequential[2].training and not model.sequential[1].training
