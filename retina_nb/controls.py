@@ -173,15 +173,20 @@ class GainControl(Linear):
         usual = mean_of_past(np.abs(drive), self.tau, self.screen.hz)
         return 100*soft_threshold(drive)/(1 + self.strength*usual)
 
-# %% ../nbs/09_controls.ipynb #0a98bdb1
+# %% ../nbs/09_controls.ipynb #c0008c41
 class LatencyCells(Linear):
-    "Cells that pass on the rise of a saturating answer"
-    name = "saturation"
+    "Cells that release what is in a store, and must fill it again"
+    name = "depletion"
     memory = np.inf
+    refill = .2 # s
     def responses(self, movie):
-        drive = np.maximum(self.drive(movie), 0)
-        saturated = drive/(drive + .015)
-        return 100*np.maximum(saturated - mean_of_past(saturated, .03, self.screen.hz), 0) + .1
+        wanted = 10*np.maximum(self.drive(movie), 0)
+        store, released = np.ones(self.n_cells), np.empty_like(wanted)
+        for t, share in enumerate(wanted):
+            released[t] = share*store
+            filled = (1 - store)/(self.refill*self.screen.hz)
+            store = np.clip(store - released[t] + filled, 0, 1)
+        return 100*released + .1
 
 # %% ../nbs/09_controls.ipynb #d3bdf12f
 class LightAdaptation(LN):
