@@ -10,6 +10,7 @@ __all__ = ['verdicts', 'present', 'absent', 'impossible', 'outside', 'colors', '
 # %% ../nbs/09_bench.ipynb #03a5eb7e
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
+from textwrap import fill
 from typing import Callable, Protocol, runtime_checkable
 
 import matplotlib.pyplot as plt
@@ -336,17 +337,31 @@ def experiment(
 # %% ../nbs/09_bench.ipynb #8f2413ec
 colors = dict(zip(verdicts, ("C0", "C8", "C6", "C1")))
 
-def _draw_conditions(ax, result):
-    "Mean over repeats against the conditions, a line a cell"
+def _mean_of_cells(result):
+    "Mean over repeats, a row a condition and a column a cell"
     columns = [c for c in result.table.columns if c not in ("repeat", "cell", "value")]
-    mean = result.table.groupby([*columns, "cell"], sort=False).value.mean().unstack("cell")
-    labels = ["\n".join(f"{x:g}" if isinstance(x, float) else str(x) for x in np.atleast_1d(key).tolist()) if len(columns) == 1
-              else "\n".join(f"{x:g}" if isinstance(x, float) else str(x) for x in key) for key in mean.index]
-    ax.plot(mean.to_numpy(), color=".7", lw=1)
-    ax.plot(mean.mean(axis=1).to_numpy(), color="k", lw=2)
-    step = -(-len(labels)//10)
-    ax.set_xticks(range(0, len(labels), step), labels[::step], fontsize=8)
-    ax.set(xlabel=", ".join(columns), ylabel="read")
+    return result.table.groupby([*columns, "cell"], sort=False).value.mean().unstack("cell")
+
+def _label(x): return f"{x:.3g}" if isinstance(x, float) else str(x)
+
+def _groups(index):
+    "Numbers of the rows that have the same first of two conditions, by name; all rows where there is one condition"
+    if index.nlevels == 1: return {"": np.arange(len(index))}
+    first = index.get_level_values(0)
+    return {_label(name): np.flatnonzero(first == name) for name in first.unique()}
+
+def _draw_conditions(ax, result):
+    "What was read against the conditions: a thin line a cell, a thick one for their mean"
+    mean = _mean_of_cells(result)
+    for number, (name, rows) in enumerate(_groups(mean.index).items()):
+        color = f"C{number}" if name else "k"
+        ax.plot(rows, mean.to_numpy()[rows], "o-", ms=3, color=color, lw=.8, alpha=.4)
+        ax.plot(rows, mean.mean(axis=1).to_numpy()[rows], color=color, lw=2.5, label=name)
+    last = mean.index.get_level_values(-1)
+    shown = range(0, len(last), -(-len(last)//12))
+    ax.set_xticks(shown, [_label(last[i]) for i in shown], fontsize=8)
+    ax.set(xlabel=str(last.name), ylabel="read")
+    if name: ax.legend(fontsize=8)
 
 def _draw_index(ax, result):
     "The index of each cell with its interval"
@@ -358,7 +373,8 @@ def _draw_index(ax, result):
     for side in sides: ax.axhline(side*result.criterion.above, color="k", ls="--", lw=.8)
     cells = list(result.index.index)
     ax.set_xticks(range(len(cells)), cells)
-    ax.set(xlabel="cell", ylabel=result.criterion.index)
+    ax.set(xlabel="cell")
+    ax.set_ylabel(fill(result.criterion.index, 24), fontsize=9)
 
 @patch
 def figure(self:Result):
