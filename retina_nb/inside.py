@@ -224,7 +224,7 @@ def knocked_out(
     return other
 
 # %% ../nbs/09_inside.ipynb #1eeb5aa8
-pathways = "near OFF", "near ON", "far OFF", "far ON"
+pathways = "near preferred", "near opposite", "far preferred", "far opposite"
 parts = *pathways, "gain control", "free filters", "temporal core"
 
 def without(

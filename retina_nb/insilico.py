@@ -71,9 +71,9 @@ def _jobs(runs, asked, um_per_pixel):
     by_name = _each_by_its_name(runs)
     for name, run in by_name.items():
         second = next((other for other in runs if other is not run), None)
-        some = list(range(min(4, run.model.n_units)))
+        some = list(range(min(3, run.model.n_units)))
         yield "fields", name, None, lambda: fields_under_noise(run, um_per_pixel)
-        yield "exciting", name, None, lambda: most_exciting(run, some, second=second, seeds=2, steps=30)
+        yield "exciting", name, None, lambda: most_exciting(run, some, second=second, seeds=2, steps=30, clips=200)
     beside = by_name | {f"{name}, untrained": untrained(run) for name, run in by_name.items()}
     for name, run in beside.items():
         cells = _on_screen(run, name, um_per_pixel)

@@ -67,7 +67,7 @@ def test_stretches_do_not_go_around(network):
 def test_what_cannot_be_silenced(network):
     with pytest.raises(InputError, match="channels: expected 0 to 3"): knocked_out(network, "sequential.0", [1, 4])
     with pytest.raises(InputError, match="layer: expected one of"): knocked_out(network, "conv", 0)
-    with pytest.raises(InputError, match="without: expected AdaptiveSubunits"): without(network, "near ON")
+    with pytest.raises(InputError, match="without: expected AdaptiveSubunits"): without(network, "near opposite")
 
 
 def test_parts_of_adaptive(adaptive):
@@ -75,15 +75,15 @@ def test_parts_of_adaptive(adaptive):
     whole = predict(adaptive, shown)
     for part in parts: assert predict(without(adaptive, part), shown).shape == whole.shape
     np.testing.assert_array_equal(predict(adaptive, shown), whole)
-    no_excitation = without(without(without(adaptive, "near OFF"), "near ON"), "free filters")
+    no_excitation = without(without(without(adaptive, "near preferred"), "near opposite"), "free filters")
     alone = no_excitation.model
     currents = alone.currents(alone.subunits(adaptive.scale(torch.from_numpy(shown[:50]))[None]))
     assert currents[0].abs().max() < 1e-6 < currents[1].abs().max()
     silent = copy.deepcopy(adaptive.model)
-    silent.log_weight.data[:, 3] = -40                                  # of no weight: far ON
+    silent.log_weight.data[:, 3] = -40                                  # of no weight: far opposite
     light = copy.copy(adaptive)
     light.model = silent
-    np.testing.assert_allclose(predict(without(light, "far ON"), shown), predict(light, shown), rtol=1e-5)
+    np.testing.assert_allclose(predict(without(light, "far opposite"), shown), predict(light, shown), rtol=1e-5)
     with pytest.raises(InputError, match="and 'core'"): without(adaptive, "core")
     table = knockout_table(adaptive, all_knockouts(adaptive), max_frames=200)
     assert list(table.index) == ["nothing", *parts] and abs(table.like_whole.iloc[0] - 1) < 1e-5
