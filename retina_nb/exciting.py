@@ -111,20 +111,31 @@ def climb(
     return deviation
 
 # %% ../nbs/09_exciting.ipynb #00fd8a13
+def _mean_rates(rates, weights):
+    "Mean rate of the cells that each objective wants, and of those that it does not, (n, objectives)"
+    def mean_of(these): return rates @ these.float().T/these.sum(1)
+    return mean_of(weights > 0), mean_of(weights < 0)
+
+def _worth(rates, weights):
+    "How good rates are for each objective, (n, objectives)"
+    wanted, unwanted = _mean_rates(rates, weights)
+    return torch.where((weights < 0).any(1), (wanted + .1).log() - (unwanted + .1).log(), wanted)
+
 @torch.no_grad()
 def best_clips(
     model, # any model of rates
     clips, # natural, scaled, (n, history, height, width)
     budget, # Budget
-    value_of, # function of rates (n, n_units) -> (n, objectives)
+    weights, # of the cells in each objective, (objectives, n_units)
     batch_size=50, # clips at a time
-) -> tuple: # numbers of the best clips (objectives,); the clips within the budget
+) -> torch.Tensor: # within the budget, (objectives, history, height, width)
     "The natural clip that each objective likes best, at equal norm"
-    values = []
+    worth = []
     for x in clips.split(batch_size):
-        values.append(value_of(model(budget.grey + budget.spend_all(x - budget.grey))))
-    best = torch.cat(values).argmax(0)
-    return best, budget.grey + budget.spend_all(clips[best] - budget.grey)
+        rates = model(budget.grey + budget.spend_all(x - budget.grey))
+        worth.append(_worth(rates, weights))
+    best = torch.cat(worth).argmax(0)
+    return budget.grey + budget.spend_all(clips[best] - budget.grey)
 
 # %% ../nbs/09_exciting.ipynb #51d4b42e
 def as_seen_by(
@@ -154,11 +165,6 @@ def _weights(run, cells, against):
     label = f"{', '.join(names[c] for c in chosen)} against {', '.join(names[c] for c in others)}"
     return weights[None], [label]
 
-def _mean_rates(rates, weights):
-    "Mean rate of the cells that each objective wants, and of those that it does not, (n, objectives)"
-    def mean_of(these): return rates @ these.float().T/these.sum(1)
-    return mean_of(weights > 0), mean_of(weights < 0)
-
 def _agreement(deviations):
     "Mean correlation between the movies of each objective, (objectives, seeds, ...) -> (objectives,)"
     flat = deviations.flatten(2)
@@ -180,7 +186,8 @@ class Exciting:
     def figure(self, most=4):
         "Of the first objectives: the most exciting movie at its strongest frame, all starts in time, the best clip"
         n = min(most, len(self.table))
-        fig, axes = plt.subplots(n, 3, figsize=(7.5, 1.9*n), layout="constrained", squeeze=False, width_ratios=(1, 1, 1.7))
+        fig, axes = plt.subplots(n, 3, figsize=(7.5, 1.9*n), layout="constrained", squeeze=False,
+                                 width_ratios=(1, 1, 1.7))
         for row, objective in zip(axes, range(n)): self._draw(row, objective)
         axes[-1, 2].set_xlabel("time before the answer (ms)")
         return fig
@@ -218,24 +225,18 @@ def most_exciting(
 ) -> Exciting: # `.table` and `.figure()`
     "The movies that excite cells most, within the training movie's contrast and range"
     weights, labels = _weights(run, cells, against)
-    part = run.recording.train
-    natural = some_windows(run, part.stimulus, clips, part.blocks)
-    budget = budget_of(run, natural)
-    budget.norm *= contrast
-    in_space = Blur(run.model.img_shape, blur[0]*part.hz, blur[1])
-    start = torch.randn(len(weights)*seeds, *run.model.img_shape, generator=torch.Generator().manual_seed(0))
-    value = objective(run.model, weights.repeat_interleave(seeds, 0))
-    found = climb(value, start, budget, in_space, steps).unflatten(0, (len(weights), seeds))
-    found = _best_first(run.model, found, budget, weights)
-    best, best_natural = best_clips(run.model, natural, budget, lambda rates: _worth(rates, weights))
+    natural, budget = _natural(run, clips, contrast)
+    found = _climbed(run, weights, budget, seeds, steps, blur)
+    best_natural = best_clips(run.model, natural, budget, weights)
     table = _rows(run.model, budget.grey + found[:, 0], best_natural, weights, labels)
     table["agreement"] = _agreement(found).numpy()
     movies, shown = (grey_levels(run, x) for x in (budget.grey + found, best_natural))
     grey = grey_levels(run, torch.tensor(budget.grey)).item()
     if second is not None:
-        table["second_rate"], table["second_clip_rate"] = _transfer(second, movies[:, 0], grey, weights, clips, contrast)
+        its_natural = _natural(second, clips, contrast)
+        table["second_rate"], table["second_clip_rate"] = _transfer(second, movies[:, 0], grey, weights, *its_natural)
         table["transfer"] = table.second_rate/table.second_clip_rate
-    return Exciting(table, movies, shown, grey, part.hz)
+    return Exciting(table, movies, shown, grey, run.recording.hz)
 
 # %% ../nbs/09_exciting.ipynb #cf3b19a9
 def grey_levels(
@@ -245,19 +246,28 @@ def grey_levels(
     "Pixels as they were before scaling"
     return (x/run.scale.factor + run.scale.shift).numpy(force=True)
 
-def _worth(rates, weights):
-    "How good rates are for each objective, (n, objectives)"
-    wanted, unwanted = _mean_rates(rates, weights)
-    return torch.where((weights < 0).any(1), (wanted + .1).log() - (unwanted + .1).log(), wanted)
+def _natural(run, clips, contrast):
+    "Clips of the training movie, and the budget that they make"
+    part = run.recording.train
+    natural = some_windows(run, part.stimulus, clips, part.blocks)
+    budget = budget_of(run, natural)
+    budget.norm *= contrast
+    return natural, budget
+
+def _climbed(run, weights, budget, seeds, steps, blur):
+    "Where each objective ends from several starts, the best first, (objectives, seeds, history, height, width)"
+    model, shape = run.model, (len(weights)*seeds, *run.model.img_shape)
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    value = objective(model, weights.repeat_interleave(seeds, 0))
+    smooth = Blur(model.img_shape, blur[0]*run.recording.hz, blur[1])
+    found = climb(value, start, budget, smooth, steps).unflatten(0, (len(weights), seeds))
+    return torch.stack([_best_first(model, f, budget, w[None]) for f, w in zip(found, weights)])
 
 @torch.no_grad()
-def _best_first(model, found, budget, weights):
-    "The starts of each objective, the best first"
-    ordered = []
-    for deviations, weight in zip(found, weights):
-        worth = _worth(model(budget.grey + deviations), weight[None])[:, 0]
-        ordered.append(deviations[worth.argsort(descending=True)])
-    return torch.stack(ordered)
+def _best_first(model, deviations, budget, weights):
+    "The starts of one objective, the best first"
+    worth = _worth(model(budget.grey + deviations), weights)[:, 0]
+    return deviations[worth.argsort(descending=True)]
 
 @torch.no_grad()
 def _rows(model, movies, clips, weights, labels):
@@ -270,12 +280,8 @@ def _rows(model, movies, clips, weights, labels):
     return table
 
 @torch.no_grad()
-def _transfer(second, movies, grey, weights, clips, contrast):
+def _transfer(second, movies, grey, weights, natural, budget):
     "Rates of a second model to the movies, and to the natural clips that it likes best itself"
-    part = second.recording.train
-    natural = some_windows(second, part.stimulus, clips, part.blocks)
-    budget = budget_of(second, natural)
-    budget.norm *= contrast
-    _, its_best = best_clips(second.model, natural, budget, lambda rates: _worth(rates, weights))
+    its_best = best_clips(second.model, natural, budget, weights)
     shown = as_seen_by(second, movies, grey)
     return [_mean_rates(second.model(x), weights)[0].diagonal().numpy() for x in (shown, its_best)]

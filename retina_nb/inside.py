@@ -15,7 +15,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 
 from .bncnn import batches_of
 from .data import Frames, InputError, Part
@@ -34,7 +33,7 @@ def _subunits(
     model, past = run.model, run.model.img_shape[0] - 1
     for start in range(past, len(movie), length):
         piece = torch.from_numpy(movie[start - past:start + length])
-        outputs = model.subunit_output(model.subunits(run.scale(piece)[None]))   # (n_units, pathways, subunits, 1, time)
+        outputs = model.subunit_output(model.subunits(run.scale(piece)[None])) # (n_units, pathways, subunits, 1, time)
         yield np.arange(start, min(start + length, len(movie))), outputs.flatten(0, 3).T.numpy(force=True)
 
 def _module_outputs(run, layer, movie, batch_size=64):
@@ -53,8 +52,8 @@ def activity_in_pieces(
 ): # yields (frame numbers, activity (frames, units))
     "What the units of a layer do over a movie, from the first frame with a whole history on"
     has_subunits = type(run.model).__name__ == "AdaptiveSubunits"
-    pieces = _subunits(run, movie) if layer == "subunits" and has_subunits else _module_outputs(run, layer, movie)
-    yield from pieces
+    if layer == "subunits" and has_subunits: yield from _subunits(run, movie)
+    else: yield from _module_outputs(run, layer, movie)
 
 # %% ../nbs/09_inside.ipynb #26b61e44
 @dataclass
@@ -66,17 +65,24 @@ class Interneurons:
     hz: float             # frames a second
     cells: list           # their names
 
-def _read_kind(group, kind):
-    "One kind of stimulus of a file"
+def _voltage_of(group, where):
+    "Membrane potential (time, cells), without its drift where that is there"
     name = "detrended_membrane_potential" if "detrended_membrane_potential" in group else "membrane_potential"
     missing = [n for n in ("stimuli", "time", name) if n not in group]
-    if missing: raise InputError(f"{group.file.filename}: {kind}: expected stimuli, time and membrane_potential, found no {missing[0]}")
-    stimulus, time, voltage = (np.asarray(group[n]) for n in ("stimuli", "time", name))
-    n = min(len(stimulus), voltage.shape[-1])
-    voltage = np.atleast_2d(voltage)[:, :n].T
-    cells = [c.decode() if isinstance(c, bytes) else str(c) for c in group["expts"][()]] if "expts" in group else []
+    if missing:
+        raise InputError(f"{where}: expected stimuli, time and membrane_potential, found no {missing[0]}")
+    return np.atleast_2d(group[name]).T
+
+def _read_kind(group, where):
+    "One kind of stimulus of a file"
+    voltage = _voltage_of(group, where)
+    n = min(len(group["stimuli"]), len(voltage))
+    frame_s = np.median(np.diff(np.ravel(group["time"])))
+    names = group["expts"][()] if "expts" in group else []
+    cells = [c.decode() if isinstance(c, bytes) else str(c) for c in names]
     if len(cells) != voltage.shape[1]: cells = [f"cell{i + 1:02d}" for i in range(voltage.shape[1])]
-    return Interneurons(kind, stimulus[:n], voltage, float(1/np.median(np.diff(time.ravel())).round(9)), cells)
+    kind = group.name.strip("/")
+    return Interneurons(kind, group["stimuli"][:n], voltage[:n], float((1/frame_s).round(9)), cells)
 
 def read_interneurons(
     path, # an .h5 file of the archive's layout
@@ -87,8 +93,10 @@ def read_interneurons(
     except OSError as e: raise InputError(f"{path}: expected an HDF5 file of interneurons, found: {e}") from None
     with file:
         kinds = [kind for kind in ("boxes", "flashes", "lines") if kind in file]
-        if not kinds: raise InputError(f"{path}: expected groups boxes, flashes or lines, found {', '.join(file) or 'none'}")
-        return [_read_kind(file[kind], kind) for kind in kinds]
+        if not kinds:
+            found = ", ".join(file) or "none"
+            raise InputError(f"{path}: expected groups boxes, flashes or lines, found {found}")
+        return [_read_kind(file[kind], f"{path}: {kind}") for kind in kinds]
 
 # %% ../nbs/09_inside.ipynb #0d4551ee
 def _placed(images, size, grey):
@@ -116,13 +124,13 @@ def as_model_sees(
     line_values=2, # of a line, to a pixel
 ) -> tuple: # movie (time, height, width) uint8, voltage (time, cells), at the model's frame rate
     "What the interneurons saw, for a model"
-    hz = run.recording.hz
+    hz, size = run.recording.hz, run.model.img_shape[1:]
     frames = (np.arange(int(len(seen.stimulus)*hz/seen.hz))*seen.hz/hz).astype(int)
     stimulus = np.asarray(seen.stimulus, np.float32)
+    images = (_images(stimulus, size, line_values) - stimulus.mean())/max(stimulus.std(), 1e-9)
     light = sample_frames(run.recording.train, 2**20)
-    images = (_images(stimulus, run.model.img_shape[1:], line_values) - stimulus.mean())/max(stimulus.std(), 1e-9)
-    placed = light.mean() + light.std()*_placed(images, run.model.img_shape[1:], 0)
-    return np.round(placed).clip(0, 255).astype(np.uint8)[frames], seen.voltage[frames]
+    pixels = light.mean() + light.std()*_placed(images, size, 0)
+    return np.round(pixels).clip(0, 255).astype(np.uint8)[frames], seen.voltage[frames]
 
 # %% ../nbs/09_inside.ipynb #81a660d3
 class _Sums:

@@ -25,7 +25,7 @@ from scipy.optimize import curve_fit
 from torch import nn
 
 from .bncnn import RateModel, batches_of, optional, positive_int, rules
-from .data import Frames, InputError, Part, Scaling, full_history
+from .data import Frames, InputError, Part, full_history
 from .eda import autocovariance, cell_index, first_peak, sample_frames, spike_triggered_average
 from .first_guesses import whitening
 from .training import predict

@@ -10,7 +10,7 @@ from retina_nb.data import InputError, Part, Scaling
 from retina_nb.exciting import Blur, Budget, as_seen_by, climb, most_exciting, objective
 from retina_nb.receptive_fields import FixedFilters, gaussian_checks
 
-shape = 8, 12, 12
+shape = 8, 12, 12  # frames, height, width
 
 
 def filter_of(seed, sign=1):
@@ -25,7 +25,7 @@ def filter_of(seed, sign=1):
 def run_of(model, n_cells=1, name="by hand"):
     movie = gaussian_checks((500, *shape[1:]), check=1)
     names = [f"cell{i + 1:02d}" for i in range(n_cells)]
-    recording = SimpleNamespace(train=Part(movie, np.zeros((500, n_cells), np.float32)), cell_names=names, n_cells=n_cells)
+    recording = SimpleNamespace(train=Part(movie, np.zeros((500, n_cells), np.float32)), cell_names=names, n_cells=n_cells, hz=100.)
     return SimpleNamespace(model=model.eval(), scale=Scaling("by hand", 127.5, 1/40), name=name, recording=recording)
 
 
