@@ -10,7 +10,6 @@ import io
 from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -44,7 +43,8 @@ def fields_under_noise(
     noise = noise_like(run, frames)
     lags = max(2, min(run.model.img_shape[0], round(.3*run.recording.hz)))
     filters = rate_triggered_average(noise, predict(run, noise), lags, run.recording.hz)
-    return {cell: ReceptiveField(f, run.recording.hz, um_per_pixel) for cell, f in zip(run.recording.cell_names, filters)}
+    fields = [ReceptiveField(f, run.recording.hz, um_per_pixel) for f in filters]
+    return dict(zip(run.recording.cell_names, fields))
 
 def _each_by_its_name(runs):
     "Runs by name; two of one name by their folders"
@@ -104,7 +104,8 @@ def ask(
 def _of_experiment(name, label, result):
     "Rows of an experiment"
     rows = result.index[["index", "lo", "hi"]].reset_index()
-    return rows.assign(run=name, asked=label, measure=result.criterion.index, verdict=result.verdict.to_numpy(), outside=result.outside)
+    return rows.assign(run=name, asked=label, measure=result.criterion.index,
+                       verdict=result.verdict.to_numpy(), outside=result.outside)
 
 def _of_numbers(name, label, table):
     "Rows of a table with a row a cell and numbers in its columns"
@@ -141,7 +142,8 @@ def index_figure(
 ): # a figure
     "The index of every cell in every run"
     names = list(bench.results)
-    fig, axes = plt.subplots(1, len(names), figsize=(2.3*len(names) + 1, 2.2), sharey=True, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(1, len(names), figsize=(2.3*len(names) + 1, 2.2), sharey=True, squeeze=False,
+                             layout="constrained")
     for ax, name in zip(axes[0], names):
         result = bench.results[name][label]
         _draw_index(ax, result)
@@ -155,46 +157,62 @@ def fields_figure(
 ): # a figure
     "Receptive fields of each run, a row each, and their time courses"
     n = min(most, max(map(len, bench.fields.values())))
-    fig, axes = plt.subplots(len(bench.fields), n + 1, figsize=(1.15*n + 2.2, 1.5*len(bench.fields)), layout="constrained",
-                             squeeze=False, width_ratios=[1]*n + [1.8])
+    size = 1.15*n + 2.2, 1.5*len(bench.fields)
+    fig, axes = plt.subplots(len(bench.fields), n + 1, figsize=size, squeeze=False, layout="constrained",
+                             width_ratios=[1]*n + [1.8])
     for row, (name, fields) in zip(axes, bench.fields.items()):
         for ax in row[:n]: ax.axis("off")
-        for ax, (cell, f) in zip(row, list(fields.items())[:n]):
-            ax.axis("on")
-            draw_field(ax, f)
-            ax.set_title(cell, fontsize="x-small")
-            ax.set_xlabel(f"{f.diameter_um:.0f} µm", fontsize="x-small")
-            row[-1].plot(*time_course(f), lw=1)
+        for ax, cell in zip(row, list(fields)[:n]): _draw_cell(ax, cell, fields[cell])
+        for one in list(fields.values())[:n]: row[-1].plot(*time_course(one), lw=1)
         row[0].set_ylabel(name, fontsize="small")
         row[-1].set_xlabel("time before the spike (ms)", fontsize="x-small")
         row[-1].tick_params(labelsize="x-small")
     return fig
 
+def _draw_cell(ax, cell, one):
+    "One receptive field"
+    ax.axis("on")
+    draw_field(ax, one)
+    ax.set_title(cell, fontsize="x-small")
+    ax.set_xlabel(f"{one.diameter_um:.0f} µm", fontsize="x-small")
+
 # %% ../nbs/09_insilico.ipynb #a338c7ee
 def _sections(bench):
     "What is on the page, in order"
     from retina_nb.report import Section
-    verdicts = bench.table().rename_axis("experiment").reset_index().astype(str)
     fields = pd.concat({name: _field_table(f) for name, f in bench.fields.items()}, names=["run", "cell"])
-    sections = [Section("Verdicts", _verdict_text, verdicts),
-                Section("Receptive fields", _field_text, fields.round(2).reset_index().astype(str), "receptive_fields")]
-    for name, e in bench.exciting.items():
-        shown = e.table.map("{:.3g}".format).rename_axis("cell").reset_index()
-        sections.append(Section(f"Most exciting movies: {name}", _exciting_text, shown, f"exciting_{_slug(name)}"))
-    for label in bench.asked:
-        result = next(iter(bench.results.values()))[label]
-        text = f"{experiments[label].__doc__} P{str(result.criterion)[1:]}. Shown: {_shown(result)}."
-        sections.append(Section(label.replace("_", " ").capitalize(), text, figure=label))
-    return sections
+    tables = [bench.table().rename_axis("experiment"), fields.round(2)]
+    verdicts, fields = (table.reset_index().astype(str) for table in tables)
+    return [Section("Verdicts", _verdict_text, verdicts),
+            Section("Receptive fields", _field_text, fields, "receptive_fields"),
+            *(_exciting_section(name, e) for name, e in bench.exciting.items()),
+            *(_experiment_section(bench, label) for label in bench.asked)]
 
-_verdict_text = ("In how many cells each effect is present, by a criterion that stands below with each experiment and was set beforehand. "
-                 "What random weights show as well, training has not taught. “cannot”: the effect takes a longer memory than the model has. "
-                 "“outside”: more than 5 % of the frames are unlike the training movie, so the answer is an extrapolation.")
-_field_text = ("From the answer to noise with the mean and contrast of the training movie. Diameter: of the ellipse at one standard deviation of "
-               "a Gaussian. Biphasic: the rebound relative to the first peak.")
-_exciting_text = ("Left: the movie that excites most, at its strongest frame; middle: the best clip of the training movie at equal norm. "
-                  "rate and clip_rate in Hz, gain their quotient; agreement: correlation between starts; second_rate and transfer: "
-                  "what another model answers, in Hz and relative to its own best clip.")
+def _exciting_section(name, exciting):
+    "The most exciting movies of a run"
+    from retina_nb.report import Section
+    table = exciting.table.map("{:.3g}".format).rename_axis("cell").reset_index()
+    return Section(f"Most exciting movies: {name}", _exciting_text, table, f"exciting_{_slug(name)}")
+
+def _experiment_section(bench, label):
+    "One experiment of all runs"
+    from retina_nb.report import Section
+    result = next(iter(bench.results.values()))[label]
+    text = f"{experiments[label].__doc__} P{str(result.criterion)[1:]}. Shown: {_shown(result)}."
+    return Section(label.replace("_", " ").capitalize(), text, figure=label)
+
+_verdict_text = (
+    "In how many cells each effect is present, by a criterion that stands below with each experiment and was set "
+    "beforehand. What random weights show as well, training has not taught. “cannot”: the effect takes a longer "
+    "memory than the model has. “outside”: more than 5 % of the frames are unlike the training movie, so the answer is an "
+    "extrapolation.")
+_field_text = (
+    "From the answer to noise with the mean and contrast of the training movie. Diameter: of the ellipse at one "
+    "standard deviation of a Gaussian. Biphasic: the rebound relative to the first peak.")
+_exciting_text = (
+    "Left: the movie that excites most, at its strongest frame; middle: the best clip of the training movie at equal "
+    "norm. rate and clip_rate in Hz, gain their quotient; agreement: correlation between starts; second_rate and "
+    "transfer: what another model answers, in Hz and relative to its own best clip.")
 
 def _slug(name): return "".join(c if c.isalnum() else "_" for c in name)
 
