@@ -139,8 +139,8 @@ def as_responder(
     "Put a run, a model or cells on the bench"
     if isinstance(run, Run): run = ModelCells(run.model, Screen.of(run), run.scale, run.name)
     if isinstance(run, RateModel) or not isinstance(run, (Responder, Responds)):
-        raise InputError("as_responder: expected a run, or cells with screen, n_cells, name, memory and responses(movie), "
-                         f"found {type(run).__name__}; a bare model is asked as ModelCells(model, screen, scale)")
+        raise InputError("as_responder: expected a run, or cells with screen, n_cells, name, memory and responses(movie), found "
+                         f"{type(run).__name__}; a bare model is asked as ModelCells(model, screen, scale)")
     if not isinstance(run, Responder): run = Responder(run, list(range(run.n_cells)), run.name)
     return run if cells is None else run.only(cells)
 
@@ -237,7 +237,10 @@ def with_interval(
     "The estimates with 95 % intervals from repeats drawn with replacement"
     values, rng = measured.values, np.random.default_rng(seed)
     best = _named(measured.estimate(mean_of_repeats(values)))
-    drawn = [_named(measured.estimate(mean_of_repeats(values[rng.integers(0, len(values), len(values))]))) for _ in range(draws)]
+    drawn = []
+    for _ in range(draws):
+        again = values[rng.integers(0, len(values), len(values))]
+        drawn.append(_named(measured.estimate(mean_of_repeats(again))))
     return {name: (value, *percentiles(np.stack([d[name] for d in drawn]))) for name, value in best.items()}
 
 def mean_of_repeats(
@@ -276,15 +279,18 @@ class Result:
 def _tidy(measured, cells):
     "A row a repeat, condition and cell"
     repeats, n_conditions, n_cells = measured.values.shape
-    keys = pd.MultiIndex.from_product([range(repeats), range(n_conditions), cells], names=["repeat", "condition", "cell"])
+    names = ["repeat", "condition", "cell"]
+    keys = pd.MultiIndex.from_product([range(repeats), range(n_conditions), cells], names=names)
     table = pd.DataFrame({"value": measured.values.ravel()}, index=keys).reset_index()
-    return measured.conditions.reset_index(drop=True).merge(table, left_index=True, right_on="condition").drop(columns="condition")
+    conditions = measured.conditions.reset_index(drop=True)
+    return conditions.merge(table, left_index=True, right_on="condition").drop(columns="condition")
 
 def _index_table(intervals, cells):
     "A row a cell; the index first, other estimates with their intervals behind it"
     columns = {}
     for name, (value, lo, hi) in intervals.items():
-        columns |= dict(zip(("index", "lo", "hi") if name == "index" else (name, f"{name}_lo", f"{name}_hi"), (value, lo, hi)))
+        start = "" if name == "index" else f"{name}_"
+        columns |= {name: value, f"{start}lo": lo, f"{start}hi": hi}
     return pd.DataFrame(columns, index=pd.Index(cells, name="cell"))
 
 def judge(

@@ -278,7 +278,8 @@ def controls(
     seed=0, # of places, widths and filters
 )->dict: # name -> cells
     "All cells built by hand"
-    kinds = [Linear, LN, SubunitCells, ObjectCells, DirectionCells, SaccadeCells, LatencyCells, LightAdaptation, PeriodCells]
+    kinds = (Linear, LN, SubunitCells, ObjectCells, DirectionCells, SaccadeCells, LatencyCells,
+             LightAdaptation, PeriodCells)
     built = [kind(screen, seed) for kind in kinds]
     built += [GainControl(screen, seed, tau=tau, strength=strength) for tau, strength in ((.1, 50.), (1., 10.))]
     return {cells.name: cells for cells in built}
@@ -292,8 +293,10 @@ def check_controls(
     for cells in (Linear(built.screen), LN(built.screen)):
         result = ask(cells)
         print(result)
-        if present in set(result.verdict): raise AssertionError(f"{result.name}: {cells.name} cells must not be called present")
+        if present in set(result.verdict):
+            raise AssertionError(f"{result.name}: {cells.name} cells must not be called present")
     result = ask(built)
     print(result, result.index.round(2), sep="\n")
-    if set(result.verdict) != {present}: raise AssertionError(f"{result.name}: all {built.name} cells must be called present")
+    if set(result.verdict) != {present}:
+        raise AssertionError(f"{result.name}: all {built.name} cells must be called present")
     return result

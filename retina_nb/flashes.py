@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ratio', 'of_sign', 'step_polarity', 'harmonic', 'chirp_response', 'center_of_mass', 'slope', 'latency_coding',
-           'paired_flashes', 'omitted_stimulus']
+           'paired_flashes', 'straight_slope', 'omitted_stimulus']
 
 # %% ../nbs/09_flashes.ipynb #74338e6c
 import numpy as np
@@ -154,6 +154,26 @@ def paired_flashes(
     return Measured([shown], pd.DataFrame(dict(interval=intervals)), np.stack(values, 1), estimate)
 
 # %% ../nbs/09_flashes.ipynb #f34fb52e
+def _is_straight(x, y, steep, least_r2, least):
+    "Are there enough points, and do they lie on a line of this slope?"
+    there = ~np.isnan(y)
+    if there.sum() < least: return False
+    return (steep*x[there]).var() >= least_r2*max(y[there].var(), 1e-9)
+
+def straight_slope(
+    x, # (n,)
+    y, # (n, n_cells), with gaps
+    least_r2=.85, # that the line must explain
+    least=4, # points
+)->np.ndarray: # (n_cells,); 0 where there is no straight line, NaN where there is no point
+    "Slope of the points that lie on a straight line"
+    steep = slope(x, y)
+    straight = [_is_straight(x, cell, s, least_r2, least) for cell, s in zip(y.T, steep)]
+    nothing = np.isnan(y).all(0)
+    return np.where(nothing, np.nan, np.where(straight, steep, 0.))
+
+
+# %% ../nbs/09_flashes.ipynb #2fbca887
 def _peak(trace, least):
     "Place and height of the highest peak that rises by `least` from its surroundings; NaN if there is none"
     peaks, _ = find_peaks(trace, prominence=max(least, 1e-3))
@@ -162,7 +182,7 @@ def _peak(trace, least):
     return highest, trace[highest]
 
 def _after_omission(rates, period):
-    "Frames from the last flash to the peak, its height, and the highest rate during the train; rates from one period before the last flash"
+    "Frames from the last flash to the peak, its height, and the highest rate before; rates begin a period earlier"
     train, rest = rates[:2*period], rates[period:]                   # rest begins with the last flash
     found = []
     for cell in range(rates.shape[1]):
@@ -191,8 +211,9 @@ def omitted_stimulus(
     found = np.array(found).reshape(len(counts), len(periods), 3, -1)
     values = np.concatenate([found[:, :, 0]/hz*1000, found[:, :, 1], found[:, :, 2]], 1)
     k, shown_periods = len(periods), events.period[:len(periods)].to_numpy()*1000
-    conditions = pd.DataFrame(dict(what=np.repeat(["latency, ms", "peak, Hz", "train, Hz"], k), period=np.tile(shown_periods, 3)))
+    what = np.repeat(["latency, ms", "peak, Hz", "train, Hz"], k)
+    conditions = pd.DataFrame(dict(what=what, period=np.tile(shown_periods, 3)))
     def estimate(mean):
         strength = ratio(np.nan_to_num(mean[k:2*k]).mean(0), mean[2*k:].mean(0))
-        return dict(index=slope(shown_periods, mean[:k]), strength=strength)
+        return dict(index=straight_slope(shown_periods, mean[:k]), strength=strength)
     return Measured([shown], conditions, values, estimate)

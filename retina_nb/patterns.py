@@ -82,7 +82,8 @@ def null_test(
     read = [_reversals(run, (bar_um,), phases, degrees, contrast) for degrees in orientations]
     modulation = np.stack([rates[0].std(1) for _, rates in read])         # (orientations, phases, n_cells)
     values = ratio(modulation.min(1), modulation.max(1), .05)[:, None]
-    return Measured([shown for shown, _ in read], pd.DataFrame([dict(phases="worst / best")]), values, lambda mean: mean[0])
+    conditions = pd.DataFrame([dict(phases="worst / best")])
+    return Measured([shown for shown, _ in read], conditions, values, lambda mean: mean[0])
 
 # %% ../nbs/09_patterns.ipynb #2ca27acc
 def vector_strength(

@@ -290,7 +290,8 @@ def white_noise(
     "White noise"
     rng = np.random.default_rng(seed)
     n, stay = screen.frames(seconds), screen.frames(hold)
-    side = 1 if check_um is None else max(1, round(screen.pixels(max(screen.size_um) if check_um == "full" else check_um)))
+    side_um = dict([(None, screen.um_per_pixel), ("full", max(screen.size_um))]).get(check_um, check_um)
+    side = max(1, round(screen.pixels(side_um)))
     rows, cols = (-(-pixels//side) for pixels in screen.size)
     checks = screen.light(contrast*_noise(rng, (-(-n//stay), rows, cols), kind))
     frames = checks.repeat(side, 1).repeat(side, 2)[:, :screen.size[0], :screen.size[1]]
@@ -490,7 +491,8 @@ def flashed_bar(
     n, trials = screen.frames(seconds), []
     for direction in degrees:
         half = reach(screen, direction)
-        positions = np.arange(-half, half + .1, screen.pixels(150)) if positions_um is None else screen.pixels(np.array(positions_um))
+        positions = np.arange(-half, half + .1, screen.pixels(150))
+        if positions_um is not None: positions = screen.pixels(np.array(positions_um))
         for position in positions:
             picture = np.tile(bar(screen, position, width_um, direction), (n, 1, 1))
             about = dict(direction=direction, position_px=position)
@@ -624,10 +626,9 @@ def approach(
     return trials_on_grey("approach", screen, trials, gap)
 
 # %% ../nbs/09_stimuli.ipynb #da61c40a
-stimuli = dict(flash=flash, step=step, paired_flash=paired_flash, chirp=chirp, omitted_flash=omitted_flash, white_noise=white_noise,
-               contrast_step=contrast_step, luminance_step=luminance_step, spots=spots, drifting_grating=drifting_grating,
-               reversing_grating=reversing_grating, moving_bar=moving_bar, flashed_bar=flashed_bar, motion_reversal=motion_reversal,
-               object_jitter=object_jitter, saccade_flash=saccade_flash, approach=approach)
+stimuli = {make.__name__: make for make in (
+    flash, step, paired_flash, chirp, omitted_flash, white_noise, contrast_step, luminance_step, spots,
+    drifting_grating, reversing_grating, moving_bar, flashed_bar, motion_reversal, object_jitter, saccade_flash, approach)}
 
 # %% ../nbs/09_stimuli.ipynb #b212602e
 def joined(
@@ -635,5 +636,6 @@ def joined(
 )->Stimulus:
     "Stimuli one after the other; the events count from the beginning of the first"
     starts = np.cumsum([0, *map(len, stimuli[:-1])])
-    events = pd.concat([s.events.assign(onset=s.events.onset + start) for s, start in zip(stimuli, starts)], ignore_index=True)
-    return replace(stimuli[0], movie=np.concatenate([s.movie for s in stimuli]), events=events)
+    events = [s.events.assign(onset=s.events.onset + start) for s, start in zip(stimuli, starts)]
+    movie = np.concatenate([s.movie for s in stimuli])
+    return replace(stimuli[0], movie=movie, events=pd.concat(events, ignore_index=True))
