@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['protocols', 'SMALL_SETTINGS', 'cli_errors', 'retina_fetch', 'retina_simulate', 'retina_train', 'retina_predict',
-           'retina_results', 'retina_sweep', 'demo_history', 'retina_demo', 'retina_leak', 'retina_bench']
+           'retina_results', 'retina_sweep', 'demo_history', 'retina_demo', 'retina_leak', 'retina_bench',
+           'retina_insilico']
 
 # %% ../nbs/16_commands.ipynb #9aa4a2f6
 import os, signal, sys
@@ -533,3 +534,26 @@ def retina_bench(
     table = run_benchmarks(**(quick_form if quick else dict(frames=frames)))
     write_benchmarks(table, out)
     print(f"{_shown(out)}: benchmarks.csv, benchmarks.png")
+
+# %% ../nbs/16_commands.ipynb #908a085b
+@call_parse
+@cli_errors
+def retina_insilico(
+    run:_folders=None, # run folders of one recording, or a folder of them
+    out:str="runs/bench_of_models", # folder to write to
+    um_per_pixel:float=50, # micrometres on the retina that a pixel has
+    trust:bool=False, # import models from outside this package, code that came with the runs?
+):
+    "Put trained models on a physiologist's bench: receptive fields, experiments, most exciting movies, on one page"
+    if not run: raise _wrong("--run: expected a run folder or several of one recording, found none")
+    if not 0 < um_per_pixel < 1e4: raise _wrong(f"--um_per_pixel: expected micrometres above 0, found {um_per_pixel}")
+    from retina_nb.insilico import ask, write_bench
+    from retina_nb.run_folder import Run, run_folders
+    given = [run] if isinstance(run, str) else run
+    out = _output(out)
+    folders = [folder for path in given for folder in run_folders(_path(path, "--run"))]
+    runs = [Run(folder, trust) for folder in dict.fromkeys(folders)]
+    bench = ask(runs, um_per_pixel=um_per_pixel, progress=True)
+    write_bench(bench, runs, out)
+    print(f"\n{bench.table().to_string()}\n")
+    for name in ("insilico.html", "insilico.csv", "figures"): print(_shown(out)/name)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['sample_frames', 'plot_frames', 'plot_mean_frame', 'plot_pixel_histogram', 'power_spectrum', 'plot_power_spectrum',
-           'plot_raster', 'mean_rates', 'plot_rates', 'plot_repeats', 'plot_psth', 'repeat_correlation',
+           'plot_raster', 'mean_rates', 'plot_rates', 'cell_index', 'plot_repeats', 'plot_psth', 'repeat_correlation',
            'plot_reliability', 'signal_correlation', 'noise_correlation', 'plot_signal_correlation',
-           'plot_noise_correlation', 'spike_triggered_average', 'autocovariance', 'ReceptiveFields', 'receptive_fields',
-           'plot_receptive_fields', 'plot_time_courses', 'LocalLight', 'local_light', 'binned_mean', 'plot_luminance',
-           'plot_contrast', 'filtered_light', 'plot_nonlinearity', 'plot_luminance_contrast', 'overview']
+           'plot_noise_correlation', 'spike_triggered_average', 'autocovariance', 'ReceptiveFields', 'first_peak',
+           'receptive_fields', 'plot_receptive_fields', 'plot_time_courses', 'LocalLight', 'local_light', 'binned_mean',
+           'plot_luminance', 'plot_contrast', 'filtered_light', 'plot_nonlinearity', 'plot_luminance_contrast',
+           'overview']
 
 # %% ../nbs/01_eda.ipynb #437040e1
 import textwrap
@@ -235,7 +236,7 @@ def plot_rates(
     return ax
 
 # %% ../nbs/01_eda.ipynb #ce15f4d0
-def _cell_index(rec, cell):
+def cell_index(rec, cell):
     "Index of a cell among the recording's, from its index or name"
     index = rec.cell_names.index(cell) if cell in rec.cell_names else cell
     if not isinstance(index, (int, np.integer)) or not 0 <= index < rec.n_cells:
@@ -265,7 +266,7 @@ def plot_repeats(
     seconds=10, # how much of the test movie
 ):
     "Firing rate of one cell in each repeat of the test movie"
-    index = _cell_index(rec, cell)
+    index = cell_index(rec, cell)
     rates, edges = _repeats_of_cell(rec, index, start, seconds)
     extent = edges[0], edges[-1], len(rates) + .5, .5
     ax = _axes(ax)
@@ -285,7 +286,7 @@ def plot_psth(
     seconds=10, # how much of the test movie
 ):
     "Mean firing rate of one cell over the repeats of the test movie, and the single repeats"
-    index = _cell_index(rec, cell)
+    index = cell_index(rec, cell)
     rates, edges = _repeats_of_cell(rec, index, start, seconds)
     ax = _axes(ax)
     lines = ax.plot(edges[:-1], rates.T, color="0.75", lw=.7)
@@ -476,7 +477,7 @@ def _time_course(
     return course.astype(np.float32)
 
 # %% ../nbs/01_eda.ipynb #f55e0c0b
-def _latency(
+def first_peak(
     course, # (lags,)
     hz=100, # frames a second
 ) -> int: # frames
@@ -517,7 +518,7 @@ def _fit_fields(rec, ridge):
     cells = np.arange(rec.n_cells)
     light = smooth[cells, :, row, column]  # (n_cells, lags)
     course = _time_course(light, autocovariance(rec.train.stimulus, lags), ridge)
-    lag = np.array([_latency(c, rec.hz) for c in course])
+    lag = np.array([first_peak(c, rec.hz) for c in course])
     sign = np.where(course[cells, lag] < 0, -1, 1)
     image = sign[:, None, None]*_spatial_image(sta, course)
     return ReceptiveFields(image, row, column, course, lag, sign)
@@ -715,7 +716,7 @@ def plot_luminance_contrast(
     bins=8, # along each axis
 ):
     "Firing of one cell against luminance and contrast around its place"
-    index = _cell_index(rec, cell)
+    index = cell_index(rec, cell)
     local = local_light(rec, index)
     rate, x_edges, y_edges = _mean_in_cells(local.luminance, local.contrast, local.rate, bins)
     ax = _axes(ax)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_RATES', 'summary_sentence', 'Section', 'report_sections', 'html_report', 'markdown_report', 'output_folder',
-           'write_results', 'print_summary']
+           'write_files', 'write_results', 'print_summary']
 
 # %% ../nbs/15_report.ipynb #d30dc348
 import base64, html, io, os, re, shutil, tempfile, textwrap
@@ -231,11 +231,14 @@ def html_report(
     sections, # Sections
     pngs, # figures by name, as bytes
     about, # lines about the recordings
+    title="Predicted firing rates",
+    glossary=columns, # what stands in the tables, by name; nothing is said of it where this is empty
 ) -> str:
     "The report as one page that needs nothing else"
-    opening = ["<h1>Predicted firing rates</h1>", *(f"<p>{html.escape(line)}</p>" for line in about)]
-    glossary = [f"<dt>{name}</dt><dd>{html.escape(line)}</dd>" for name, line in columns.items()]
-    body = [*opening, *(_html_section(s, pngs) for s in sections), "<h2>Columns</h2>", "<dl>", *glossary, "</dl>"]
+    opening = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in about)]
+    words = [f"<dt>{name}</dt><dd>{html.escape(line)}</dd>" for name, line in glossary.items()]
+    closing = ["<h2>Columns</h2>", "<dl>", *words, "</dl>"] if words else []
+    body = [*opening, *(_html_section(s, pngs) for s in sections), *closing]
     return _page.format(body="\n".join(body))
 
 # %% ../nbs/15_report.ipynb #29c79cb9
@@ -291,7 +294,10 @@ def output_folder(
     raise InputError(f"{out}: expected a folder to write to, found {found} at {there}; give another --out")
 
 # %% ../nbs/15_report.ipynb #a7dc3bd0
-def _write_all(out, files):
+def write_files(
+    out, # folder
+    files:dict, # bytes by name; a name may stand in a folder inside
+):
     "Write files, by name in a folder, when all of them are made"
     in_the_way = [out/name for name in files if (out/name).exists() and not (out/name).is_file()]
     if in_the_way:
@@ -333,7 +339,7 @@ def write_results(
     papers = beside_papers(every)
     if len(papers): texts["papers.csv"] = csv_text(papers)
     files = {name: text.encode() for name, text in texts.items()}
-    _write_all(out, files | {f"figures/{name}.png": png for name, png in pngs.items()})
+    write_files(out, files | {f"figures/{name}.png": png for name, png in pngs.items()})
     return out
 
 # %% ../nbs/15_report.ipynb #637ec36e
