@@ -577,11 +577,12 @@ class BNCNN(RateModel):
     @classmethod
     def suggest(cls, given, hz, full_field=False):
         "Kernels that fit the frame; for a history, the papers' shape and a start from the data"
-        suggested = for_history if given["img_shape"][0] > 1 else {}
+        has_history = given["img_shape"][0] > 1
+        suggested = for_history if has_history and given.get("start") != "random" else {}
         values = cls.defaults | suggested | given
         pads = [cls.pad, cls.pad, 0] if values["convgc"] else [cls.pad, cls.pad]
         ksizes = cut_kernels(min(values["img_shape"][1:]), values["ksizes"], pads)
-        return suggested if ksizes == values["ksizes"] else suggested | {"ksizes": ksizes}
+        return suggested | ({} if ksizes == values["ksizes"] else {"ksizes": ksizes})
 
     def conv(self, chans_in, chans, ksize): return nn.Conv2d(chans_in, chans, ksize, bias=self.hyperparams["bias"])
 

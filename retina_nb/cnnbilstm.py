@@ -258,11 +258,13 @@ def stateful(self:CNNBiLSTM): return self.hyperparams["carried"]
 # %% ../nbs/03_cnnbilstm.ipynb #669a881f
 @patch(cls_method=True)
 def suggest(cls:CNNBiLSTM, given, hz, full_field=False):
-    "For sequences, a small network from the data, a state that is carried along, and patches of 200 ms"
+    "For sequences, a state that is carried along; from the data a small network, and patches of 200 ms"
     history = given["img_shape"][0]
     if history == 1: return {}
-    return dict(chans=[4, 8], hidden=max(32, given.get("n_units", 0)), noise=.05, softplus=True, dropout=0., start="data",
-                carried=True, patch=min(max(1, round(.2*hz)), history//2))
+    def patches(seconds): return dict(carried=True, patch=min(max(1, round(seconds*hz)), history//2))
+    if given.get("start") == "random": return patches(.04)
+    hidden = max(32, given.get("n_units", 0))
+    return dict(chans=[4, 8], hidden=hidden, noise=.05, softplus=True, dropout=0., start="data", **patches(.2))
 
 # %% ../nbs/03_cnnbilstm.ipynb #dfc41f55
 @patch

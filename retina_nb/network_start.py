@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['common_courses', 'blob', 'signed_kernels', 'passing_kernels', 'measure_norms', 'sample_items', 'CellReadout',
-           'choose_price', 'fit_readout', 'thinned', 'rates_of', 'Window', 'window_around', 'fit_readouts', 'blob_sd',
-           'places_on_maps', 'sample_batch', 'loss_of_cell', 'set_readout', 'start_bncnn', 'Gates', 'open_gates',
-           'along', 'leaky_maps', 'last_states', 'start_cnnbilstm']
+           'choose_price', 'best_constant', 'fit_readout', 'thinned', 'rates_of', 'Window', 'window_around',
+           'fit_readouts', 'blob_sd', 'places_on_maps', 'sample_batch', 'loss_of_each', 'set_readout',
+           'set_convolutions', 'in_window', 'start_bncnn', 'Gates', 'open_gates', 'along', 'leaky_maps', 'last_states',
+           'fit_features', 'set_units', 'fit_states', 'start_cnnbilstm']
 
 # %% ../nbs/08_network_start.ipynb #96630f40
 import copy, math
@@ -125,6 +126,19 @@ def _minimise(loss, start, steps=40):
     with torch.enable_grad(): lbfgs.step(closure)
     return CellReadout(*(value.detach() for value in readout))
 
+def best_constant(
+    loss, # (drive, rates) -> scalar
+    y, # rates, (frames,)
+):
+    "The constant drive of least loss, and the second derivative there: what a squared error of 1 costs"
+    def loss_of(readout): return loss(readout.bias.expand(len(y)), y)
+    bias = _minimise(loss_of, CellReadout(torch.zeros(0), torch.zeros(()))).bias
+    with torch.enable_grad():
+        at = bias.clone().requires_grad_()
+        slope, = torch.autograd.grad(loss(at.expand(len(y)), y), at, create_graph=True)
+        curvature, = torch.autograd.grad(slope, at)
+    return bias, curvature.clamp_min(.01)
+
 def fit_readout(
     train, # (features, rates), (frames, n) and (frames,) Hz
     valid, # the same of the validation frames
@@ -134,9 +148,10 @@ def fit_readout(
     "The readout of a cell that predicts the validation frames best"
     mean, std = train[0].mean(0), train[0].std(0).clamp_min(1e-3)
     train, valid = (((x - mean)/std, y) for x, y in (train, valid))
-    price = choose_price(train, valid, square_distance)/train[1].mean().clamp_min(.3)
+    bias, curvature = best_constant(loss, train[1])
+    price = curvature*choose_price(train, valid, square_distance)
     def loss_of(readout, part): return loss(part[0] @ readout.weight + readout.bias, part[1])
-    readout = CellReadout(torch.zeros(len(mean)), torch.zeros(()))
+    readout = CellReadout(torch.zeros(len(mean)), bias)
     best_loss, best = math.inf, readout
     for share in (3, 1, .3, .1, .03):
         def penalised(readout): return loss_of(readout, train) + .5*share*(price*readout.weight**2).sum()
@@ -205,7 +220,7 @@ def fit_readouts(
     train, # Frames
     valid, # Frames
     windows, # a Window for each cell
-    loss, # (drive, rates) -> scalar
+    loss_of, # number of a cell -> its loss, (drive, rates) -> scalar
     progress=False, # show a progress bar in a terminal
     most=200_000_000, # numbers that are kept in memory
 )->list: # a CellReadout for each cell
@@ -218,7 +233,7 @@ def fit_readouts(
         seen = zip(_seen(maps_of, train, some), _seen(maps_of, valid, some))
         for cell, (x, valid_x) in enumerate(seen, first):
             of_cell = _recorded(x, rates[:, cell]), _recorded(valid_x, valid_rates[:, cell])
-            readouts.append(fit_readout(*of_cell, windows[cell].square_distance, loss))
+            readouts.append(fit_readout(*of_cell, windows[cell].square_distance, loss_of(cell)))
             bar.update()
     return readouts
 
@@ -251,11 +266,16 @@ def sample_batch(
     batch, _ = dataset.__getitems__(sample_items(dataset, model.items_in_batch(n)))
     return batch.to(device) if torch.is_tensor(batch) else type(batch)(*(values.to(device) for values in batch))
 
-def loss_of_cell(
+def loss_of_each(
     model, # a RateModel
-): # (drive, rates) -> scalar
-    "The model's loss, of one cell"
-    return lambda drive, y: loss_of_cells(drive[:, None], y[:, None], model.output.cpu()).sum()
+): # number of a cell -> its loss, (drive, rates) -> scalar
+    "The model's loss, cell by cell"
+    def loss_of(cell):
+        output = copy.deepcopy(model.output).cpu()
+        for name, values in output.named_buffers():                     # one value a cell
+            setattr(output, name, values[cell:cell + 1])
+        return lambda drive, y: loss_of_cells(drive[:, None], y[:, None], output).sum()
+    return loss_of
 
 def set_readout(
     linear, # the readout, nn.Linear
@@ -273,6 +293,33 @@ def set_readout(
     norm.bias.copy_(norm.running_mean + bias.to(norm.bias))
 
 # %% ../nbs/08_network_start.ipynb #1ce66810
+def set_convolutions(
+    model, # a BNCNN or CNNBiLSTM
+    look, # Guess
+    second_norm, # the normalisation of the second convolution
+):
+    "Kernels of both convolutions; most of what the first gives passes the second rectifier"
+    h = model.hyperparams
+    n_frames = h.get("patch", h["img_shape"][0])                        # that a kernel sees
+    courses = F.normalize(common_courses(look.course, 2)[:, -n_frames:], dim=1)
+    sd = blob_sd(model.img_shape[1:])
+    model.set_kernels(0, 4*signed_kernels(courses, h["chans"][0], h["ksizes"][0], sd))
+    model.set_kernels(1, passing_kernels(h["chans"][1], h["chans"][0], h["ksizes"][1]))
+    second_norm.bias.fill_(1.)
+
+def in_window(
+    readout, # CellReadout
+    window, # Window that it reads
+    shape, # of the maps
+)->torch.Tensor: # of that shape
+    "Its weights in their place, zeros elsewhere"
+    weight = torch.zeros(shape)
+    there = weight[:, window.rows, window.cols]
+    there.copy_(readout.weight.view_as(there))
+    return weight
+
+_most_frames = 30_000 # that a readout is fitted to
+
 @torch.no_grad()
 def start_bncnn(
     model, # a BNCNN
@@ -280,26 +327,18 @@ def start_bncnn(
     valid, # and of the validation part
 ):
     "Kernels, normalisations and readout from the data"
-    h, size = model.hyperparams, train.stimulus.shape[1:]
     look = CoarseFeatures(train).from_each_place()
-    courses = common_courses(look.course, 2)
-    model.eval()
-    model.set_kernels(0, 4*signed_kernels(courses, h["chans"][0], h["ksizes"][0], blob_sd(size)))
-    model.set_kernels(1, passing_kernels(h["chans"][1], h["chans"][0], h["ksizes"][1]))
-    model.sequential[5].bias.fill_(1.)                                  # most of it passes the second rectifier
+    set_convolutions(model.eval(), look, model.sequential[5])
     batch = sample_batch(model, train)
     def measure(): measure_norms(model, lambda: model.drive_batch(batch, train.scale))
     measure()
-    if h["convgc"]: return                                              # its readout is learned
-    linear, norm = model.sequential[9:11]
-    shape = model.last_shape()
-    windows = [window_around(place, shape) for place in places_on_maps(look.center, size, shape)]
-    readouts = fit_readouts(model.maps_of_movie, thinned(train, 30_000), valid, windows, loss_of_cell(model), model.progress)
-    weights = torch.zeros(len(windows), *shape)
-    for weight, window, readout in zip(weights, windows, readouts):
-        there = weight[:, window.rows, window.cols]
-        there.copy_(readout.weight.view_as(there))
-    set_readout(linear, norm, readouts, weights.flatten(1), measure)
+    if model.hyperparams["convgc"]: return                              # its readout is learned
+    shape, few = model.last_shape(), thinned(train, _most_frames)
+    places = places_on_maps(look.center, model.img_shape[1:], shape)
+    windows = [window_around(place, shape) for place in places]
+    readouts = fit_readouts(model.maps_of_movie, few, valid, windows, loss_of_each(model), model.progress)
+    weights = [in_window(readout, window, shape).flatten() for readout, window in zip(readouts, windows)]
+    set_readout(*model.sequential[9:11], readouts, torch.stack(weights), measure)
 
 # %% ../nbs/08_network_start.ipynb #2add2300
 _leak = math.exp(-1)
@@ -326,7 +365,7 @@ def open_gates(
     w, u, b, b_hidden = map(values, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     for x in (w, u, b_hidden): x.zero_()
     w[2] = weight                                                       # the gates' order: input, forget, cell, output
-    b.copy_(torch.tensor([gates.input, gates.forget, bias, gates.output]))
+    for gate, offset in enumerate((gates.input, gates.forget, bias, gates.output)): b[gate] = offset
 
 # %% ../nbs/08_network_start.ipynb #7f41570b
 def along(
@@ -366,25 +405,50 @@ def last_states(
         yield at, model.states_of_stretches(batch)[:, :, None, None]
 
 # %% ../nbs/08_network_start.ipynb #44fd17fa
-def _set_units(lstm, unit, leaky, now, features):
+def fit_features(
+    model, # a CNNBiLSTM
+    look, # Guess
+    train, # Frames
+    valid, # Frames
+)->list: # of (2*channels, height, width) for each cell: what leaks, then what is now
+    "What each cell reads of the last maps"
+    channels, *size = model.last_shape()
+    shape = (2*channels, *size)
+    places = places_on_maps(look.center, model.img_shape[1:], shape, pool=round(model.img_shape[1]/size[0]))
+    windows = [window_around(place, shape) for place in places]
+    def maps_of(frames): return leaky_maps(model, frames, model.last_shape())
+    readouts = fit_readouts(maps_of, train, valid, windows, loss_of_each(model), model.progress)
+    return [in_window(readout, window, shape) for readout, window in zip(readouts, windows)]
+
+def set_units(
+    lstm, # nn.LSTM
+    unit, # its number
+    weights, # of what leaks and of what is now, (features,) each
+    features, # some, (n, features)
+):
     "A cell's forward unit, which leaks, and its backward unit, which does not; further layers pass them on"
-    n_hidden = lstm.hidden_size
-    for direction, weight, gates in (("", leaky, _leaky), ("_reverse", now, Gates())):
+    for direction, weight, gates in zip(("", "_reverse"), weights, (_leaky, Gates())):
         seen = features @ weight
         small = .05/seen.std().clamp_min(1e-6)
         open_gates(lstm, 0, direction, unit, small*weight, -small*seen.mean(), gates)
+    n_hidden = lstm.hidden_size
     for layer in range(1, lstm.num_layers):
         for direction, source in (("", unit), ("_reverse", n_hidden + unit)):
             open_gates(lstm, layer, direction, unit, F.one_hot(torch.tensor(source), 2*n_hidden).float())
 
-def _state_windows(n_cells, n_hidden):
-    "A cell's own two units are near, all others far"
-    windows = []
-    for cell in range(n_cells):
+def fit_states(
+    model, # a CNNBiLSTM
+    train, # Frames
+    valid, # Frames
+)->list: # a CellReadout for each cell
+    "What each cell reads of the LSTM: its own two units are near, all others far"
+    n_hidden, windows = model.hyperparams["hidden"], []
+    for cell in range(model.n_units):
         square_distance = torch.full((2, n_hidden), 8.)
         square_distance[:, cell:cell + 1] = 0
         windows.append(Window(slice(0, 1), slice(0, 1), square_distance.flatten()))
-    return windows
+    def states_of(frames): return last_states(model, frames)
+    return fit_readouts(states_of, train, valid, windows, loss_of_each(model), model.progress)
 
 @torch.no_grad()
 def start_cnnbilstm(
@@ -393,28 +457,16 @@ def start_cnnbilstm(
     valid, # and of the validation part
 ):
     "Kernels, normalisations, units and readout from the data"
-    h, size, lstm = model.hyperparams, train.stimulus.shape[1:], model.bilstm
-    few, loss = thinned(train, 30_000), loss_of_cell(model)
     look = CoarseFeatures(train).from_each_place()
-    courses = F.normalize(common_courses(look.course, 2)[:, -h["patch"]:], dim=1)
-    model.eval()
-    model.set_kernels(0, 4*signed_kernels(courses, h["chans"][0], h["ksizes"][0], blob_sd(size)))
-    model.set_kernels(1, passing_kernels(h["chans"][1], h["chans"][0], h["ksizes"][1]))
-    model.cnn_layers[6].bias.fill_(1.)                                  # most of it passes the second rectifier
-    sample = next(batch for _, batch in along(model, thinned(train, 2000), 2000))
+    set_convolutions(model.eval(), look, model.cnn_layers[6])
+    _, sample = next(along(model, thinned(train, 2000), 2000))
     def measure(): measure_norms(model, lambda: model.drive_stretches(sample))
     measure()
-    shape = model.last_shape()
-    places = places_on_maps(look.center, size, shape, pool=round(size[0]/shape[1]))
-    windows = [window_around(place, (2*shape[0], *shape[1:])) for place in places]
-    readouts = fit_readouts(lambda frames: leaky_maps(model, frames, shape), few, valid, windows, loss, model.progress)
-    for p in lstm.parameters(): p.mul_(.3)
+    few = thinned(train, _most_frames)
+    weights = fit_features(model, look, few, valid)
+    for p in model.bilstm.parameters(): p.mul_(.3)                      # units that no cell has stay random, and small
     features = model.patch_features(sample.frames).flatten(0, 1)
-    for unit, (window, readout) in enumerate(zip(windows[:h["hidden"]], readouts)):
-        weight = torch.zeros(2, *shape)
-        there = weight[:, :, window.rows, window.cols]
-        there.copy_(readout.weight.view_as(there))
-        _set_units(lstm, unit, *weight.flatten(1).to(features), features)
-    windows = _state_windows(model.n_units, h["hidden"])
-    readouts = fit_readouts(lambda frames: last_states(model, frames), few, valid, windows, loss, model.progress)
+    for unit, weight in enumerate(weights[:model.hyperparams["hidden"]]):
+        set_units(model.bilstm, unit, weight.view(2, -1).to(features), features)
+    readouts = fit_states(model, few, valid)
     set_readout(model.fc, model.batch_norm_out, readouts, torch.stack([r.weight for r in readouts]), measure)

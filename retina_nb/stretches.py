@@ -70,6 +70,8 @@ class Stretches(Dataset):
         self.wanted = torch.zeros(len(starts), length, dtype=torch.bool)
         self.wanted[stretch, index - index[starts][stretch]] = True
         self.span = torch.arange(1 - frames.history, length)            # its frames, counted from that one
+        device = frames.rates.device
+        self.first, self.wanted, self.span = (x.to(device) for x in (self.first, self.wanted, self.span))
 
     def __len__(self): return len(self.first)
 

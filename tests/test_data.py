@@ -588,7 +588,7 @@ def server():
 @pytest.fixture
 def fetch(tmp_path):
     "Run retina_fetch with some arguments: exit code, stdout, stderr"
-    script = console_script(tmp_path, "retina_fetch")
+    script = console_script(tmp_path.parent, "retina_fetch")
     def run(*args):
         process = start(script, *args, env=surroundings() | {"no_proxy": "127.0.0.1"})
         said = process.communicate()

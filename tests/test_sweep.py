@@ -12,7 +12,7 @@ from retina_nb.data import InputError
 from retina_nb.commands import retina_sweep
 from retina_nb.training import load_run
 
-SMALL = ["--set", "ksizes=[3,3] batch_size=64 lr=3e-3", "--history", 4]
+SMALL = ["--set", "ksizes=[3,3] start=random batch_size=64 lr=3e-3", "--history", 4]
 
 
 def start(data, out, *args, cwd=None):
