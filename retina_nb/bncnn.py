@@ -582,7 +582,8 @@ class BNCNN(RateModel):
         values = cls.defaults | suggested | given
         pads = [cls.pad, cls.pad, 0] if values["convgc"] else [cls.pad, cls.pad]
         ksizes = cut_kernels(min(values["img_shape"][1:]), values["ksizes"], pads)
-        return suggested | ({} if ksizes == values["ksizes"] else {"ksizes": ksizes})
+        if ksizes != values["ksizes"]: suggested = suggested | dict(ksizes=ksizes)
+        return {name: value for name, value in suggested.items() if name not in given}
 
     def conv(self, chans_in, chans, ksize): return nn.Conv2d(chans_in, chans, ksize, bias=self.hyperparams["bias"])
 

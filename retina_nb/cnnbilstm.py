@@ -264,7 +264,8 @@ def suggest(cls:CNNBiLSTM, given, hz, full_field=False):
     def patches(seconds): return dict(carried=True, patch=min(max(1, round(seconds*hz)), history//2))
     if given.get("start") == "random": return patches(.04)
     hidden = max(32, given.get("n_units", 0))
-    return dict(chans=[4, 8], hidden=hidden, noise=.05, softplus=True, dropout=0., start="data", **patches(.2))
+    small = dict(chans=[4, 8], hidden=hidden, noise=.05, softplus=True, dropout=0., start="data", **patches(.2))
+    return {name: value for name, value in small.items() if name not in given}
 
 # %% ../nbs/03_cnnbilstm.ipynb #dfc41f55
 @patch
