@@ -26,7 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from .data import Frames, InputError, Part, old_names
-from .stretches import StretchBatch, Stretches, stretches_pay, stretch_convolution
+from .stretches import Stretches, stretch_convolution, stretches_of_movie, stretches_pay
 
 # %% ../nbs/02_bncnn.ipynb #294b3085
 hyperparams = dict(img_shape=(1, 50, 50), chans=[32, 64], ksizes=[5, 5, 3], bias=False, bnorm_d=2, bn_moment=0.1,
@@ -882,12 +882,7 @@ def maps_of_movie(self:BNCNN,
         for at, windows in batches_of(frames, batch_size):
             yield np.arange(len(frames))[at], self.feature_maps(frames.scale(windows.to(device)))
         return
-    stretches, done = Stretches(frames, batch_size), 0
-    for _, batch in batches_of(stretches, 1):
-        n = batch.wanted.sum().item()
-        scaled = StretchBatch(frames.scale(batch.frames.to(device)), batch.wanted.to(device))
-        yield stretches.order[done:done + n], self.maps_of_stretches(scaled)
-        done += n
+    for at, batch in stretches_of_movie(frames, batch_size, device): yield at, self.maps_of_stretches(batch)
 
 @patch
 def predict_movie(self:BNCNN, frames, batch_size=128):
@@ -929,9 +924,9 @@ def from_data(self:RateModel)->bool:
     return self.hyperparams.get("start") == "data"
 
 @patch
-def train(self:BNCNN, mode=True):
+def train(self:RateModel, mode=True):
     "To training or evaluation; with a start from data the normalisations rest"
-    RateModel.train(self, mode)
+    nn.Module.train(self, mode)
     if self.from_data: rest_norms(self)
     return self
 

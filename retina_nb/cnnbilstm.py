@@ -17,7 +17,7 @@ from torch import nn
 
 from .data import InputError
 from .bncnn import (FrameItems, GaussianNoise, RateModel, batch_norm, batches_of, boolean, frames_of, hyperparams,
-                             in_range, map_shape, output_nonlinearity, positive_int, rest_norms, rules, slowing_adam)
+                             in_range, map_shape, output_nonlinearity, positive_int, rules, slowing_adam)
 from .stretches import StretchBatch, Stretches
 
 # %% ../nbs/03_cnnbilstm.ipynb #ee36b44e
@@ -268,13 +268,6 @@ def suggest(cls:CNNBiLSTM, given, hz, full_field=False):
     return {name: value for name, value in small.items() if name not in given}
 
 # %% ../nbs/03_cnnbilstm.ipynb #dfc41f55
-@patch
-def train(self:CNNBiLSTM, mode=True):
-    "To training or evaluation; with a start from data the normalisations rest"
-    RateModel.train(self, mode)
-    if self.from_data: rest_norms(self)
-    return self
-
 @patch
 def set_kernels(self:CNNBiLSTM,
     layer, # 0 or 1

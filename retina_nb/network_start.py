@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .bncnn import loss_of_cells
 from .first_guesses import CoarseFeatures
-from .stretches import StretchBatch, Stretches
+from .stretches import stretches_of_movie
 
 # %% ../nbs/08_network_start.ipynb #40c86267
 def common_courses(
@@ -114,6 +114,8 @@ def choose_price(
             if score > best_score: best_score, best_price = score, price
     return best_price
 
+
+# %% ../nbs/08_network_start.ipynb #7143a577
 def _minimise(loss, start, steps=40):
     "L-BFGS from a CellReadout"
     readout = CellReadout(*(value.clone().requires_grad_() for value in start))
@@ -372,14 +374,10 @@ def along(
     model, # a CNNBiLSTM
     frames, # Frames
     length=256, # of a stretch, frames; rounded to whole patches
-): # yields (numbers of some frames, their StretchBatch, scaled, where the model is)
+): # yields (numbers of some frames, their StretchBatch, scaled)
     "All frames, stretch by stretch"
     patch, device = model.hyperparams["patch"], next(model.parameters()).device
-    stretches, done = Stretches(frames, math.ceil(length/patch)*patch), 0
-    for batch, _ in map(stretches.__getitems__, ([i] for i in range(len(stretches)))):
-        n = batch.wanted.sum().item()
-        yield stretches.order[done:done + n], StretchBatch(frames.scale(batch.frames.to(device)), batch.wanted.to(device))
-        done += n
+    return stretches_of_movie(frames, math.ceil(length/patch)*patch, device)
 
 def leaky_maps(
     model, # a CNNBiLSTM
@@ -450,6 +448,8 @@ def fit_states(
     def states_of(frames): return last_states(model, frames)
     return fit_readouts(states_of, train, valid, windows, loss_of_each(model), model.progress)
 
+
+# %% ../nbs/08_network_start.ipynb #7a5a03ac
 @torch.no_grad()
 def start_cnnbilstm(
     model, # a CNNBiLSTM

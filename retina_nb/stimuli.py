@@ -478,6 +478,8 @@ def moving_bar(
         trials += [(c*picture, dict(about, contrast=c)) for c in contrasts]
     return trials_on_grey("moving bar", screen, trials, gap)
 
+
+# %% ../nbs/09_stimuli.ipynb #00f41cb7
 def flashed_bar(
     screen, # a Screen
     positions_um=None, # of its middle, from the middle of the screen; every 150 µm if None
