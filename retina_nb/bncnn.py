@@ -26,6 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from .data import Frames, InputError, Part, old_names
+from .fourier import FourierConv2d
 from .stretches import Stretches, stretch_convolution, stretches_of_movie, stretches_pay
 
 # %% ../nbs/02_bncnn.ipynb #294b3085
@@ -585,7 +586,7 @@ class BNCNN(RateModel):
         if ksizes != values["ksizes"]: suggested = suggested | dict(ksizes=ksizes)
         return {name: value for name, value in suggested.items() if name not in given}
 
-    def conv(self, chans_in, chans, ksize): return nn.Conv2d(chans_in, chans, ksize, bias=self.hyperparams["bias"])
+    def conv(self, chans_in, chans, ksize): return FourierConv2d(chans_in, chans, ksize, bias=self.hyperparams["bias"])
 
     def after_conv(self, shape):
         "Normalisation, noise and activation of a map"
@@ -601,7 +602,7 @@ class BNCNN(RateModel):
         ksize = h["ksizes"][2]
         _, height, width = map_shape(shape, self.n_units, ksize, model=type(self).__name__)
         margin = sum((k - 1)//2 for k in h["ksizes"]) - 2*self.pad
-        conv = nn.Conv2d(shape[0], self.n_units, ksize, bias=h["gc_bias"])
+        conv = FourierConv2d(shape[0], self.n_units, ksize, bias=h["gc_bias"])
         return [conv, ReadPlaces(h["centers"], margin, (height, width))]
 
     def check_places(self):

@@ -18,6 +18,7 @@ from torch import nn
 from .data import InputError
 from .bncnn import (FrameItems, GaussianNoise, RateModel, batch_norm, batches_of, boolean, frames_of, hyperparams,
                              in_range, map_shape, output_nonlinearity, positive_int, rules, slowing_adam)
+from .fourier import FourierConv2d
 from .stretches import StretchBatch, Stretches
 
 # %% ../nbs/03_cnnbilstm.ipynb #ee36b44e
@@ -55,7 +56,7 @@ class CNNBiLSTM(RateModel):
         h = self.hyperparams
         shape, layers = (h["patch"], *self.img_shape[1:]), []
         for chans, ksize in zip(h["chans"], h["ksizes"]):
-            conv = nn.Conv2d(shape[0], chans, ksize, padding=ksize//2, bias=h["bias"])
+            conv = FourierConv2d(shape[0], chans, ksize, padding=ksize//2, bias=h["bias"])
             shape = map_shape(shape, chans, ksize, ksize//2, "CNNBiLSTM")
             norm, noise = batch_norm(shape, h["bnorm_d"], h["bn_moment"]), GaussianNoise(h["noise"])
             pool = [min(2, side) for side in shape[1:]]  # a single row or column stays

@@ -15,7 +15,8 @@ from torch import nn
 
 from .data import InputError
 from .bncnn import BNCNN, RateModel, one_of, positive_int
-from .stretches import stretches_pay, stretch_convolution
+from .fourier import FourierConv2d
+from .stretches import stretches_pay
 
 # %% ../nbs/04_stacked.ipynb #d34b428a
 class StackedConv(nn.Module):
@@ -29,7 +30,7 @@ class StackedConv(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(chans_in, chans_in, 3, padding=1, bias=bias)
         self.dropout = nn.Dropout2d(0.1)
-        self.conv2 = nn.Conv2d(chans_in, chans, ksize, padding=1, bias=bias)
+        self.conv2 = FourierConv2d(chans_in, chans, ksize, padding=1, bias=bias)
     def forward(self, x): return self.conv2(self.dropout(self.conv1(x)))
 
 # %% ../nbs/04_stacked.ipynb #9eef4197
@@ -68,13 +69,9 @@ def shares_frames(self:StackedConvBNCNN, times=4)->bool:
 
 @patch
 def first_maps(self:StackedConvBNCNN, frames):
-    "The first convolution window by window, the second by Fourier transform"
-    stack = self.sequential[0]
+    "The first stack, window by window"
     windows = frames.unfold(1, self.img_shape[0], 1).movedim(-1, 2)         # (stretches, time, history, height, width)
-    maps = stack.dropout(stack.conv1(windows.flatten(0, 1)))
-    padded = F.pad(maps, [self.pad]*4)
-    filtered = stretch_convolution(padded, stack.conv2.weight, stack.conv2.bias)
-    return filtered.squeeze(1).unflatten(0, windows.shape[:2])
+    return self.sequential[0](windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
 
 # %% ../nbs/04_stacked.ipynb #489ad552
 @patch
