@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['device', 'quick_form', 'now', 'timed', 'SideBySide', 'side_by_side', 'noise_recording', 'Case', 'multiply_rate',
-           'step_flops', 'machine', 'plot_benchmarks', 'write_benchmarks', 'run_benchmarks']
+           'step_flops', 'machine', 'PlainBNCNN', 'plot_benchmarks', 'write_benchmarks', 'run_benchmarks']
 
 # %% ../nbs/10_benchmarks.ipynb #8c1dc35c
-import contextlib, io, json, platform, subprocess, sys, tempfile, time
+import contextlib, copy, io, json, platform, subprocess, sys, tempfile, time
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -21,10 +21,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from .bncnn import RateModel, paper_hyperparams, trained_parameters
+from .bncnn import BNCNN, RateModel, paper_hyperparams, trained_parameters
 from .cnnbilstm import CNNBiLSTM
 from .data import Frames, InputError, Recording, Scaling, atomic_write, old_names, write_recording
 from .stacked import LinearStackedBNCNN
@@ -279,9 +280,9 @@ def _fastest(work): return min(timed(work, 1, warm=0) for _ in range(12)) # s
 def step_flops(
     case, # Case
 ): # floating point operations for a sample, forward and backward
-    "Operations of a training step"
-    model = case.model.train()
-    x = torch.rand(8, *model.img_shape, device=next(model.parameters()).device)
+    "Operations of a training step, term by term"
+    model = copy.deepcopy(case.model).train().to("meta")                # nothing is computed there, only counted
+    x = torch.empty(8, *model.img_shape, device="meta")
     with FlopCounterMode(display=False) as counter: model.drive(x).sum().backward()
     return counter.get_total_flops()/len(x)
 
@@ -438,6 +439,11 @@ def bench_other_loops(table, rec, steps, rounds, settings):
     bench_fit(table, head, "stacked: loop / bare step from the stimuli", 4*steps, rounds, bare_case=on_stimuli)
     bench_fit(table, head, "stacked: loop / bare step from ready features", 4*steps, rounds)
 
+# %% ../nbs/10_benchmarks.ipynb #a26a4ada
+class PlainBNCNN(BNCNN):
+    "BNCNN whose convolutions are torch's own, whatever their kernels"
+    def conv(self, chans_in, chans, ksize): return nn.Conv2d(chans_in, chans, ksize, bias=self.hyperparams["bias"])
+
 # %% ../nbs/10_benchmarks.ipynb #7ba38c74
 _of_recording = ("img_shape", "n_units")
 _papers = {name: value for name, value in paper_hyperparams.items() if name not in _of_recording}
@@ -451,17 +457,19 @@ def bench_stretches(table, rec, reference, steps, rounds, settings):
     papers = _papers | settings
     stretches = Case(rec, "bncnn", 40, batches="stretches", **papers)
     windows = Case(rec, "bncnn", 40, batch_size=8, batches="windows", **papers)
+    plain = Case(rec, "retina_nb.benchmarks:PlainBNCNN", 40, batch_size=8, batches="windows", **papers)
     few = max(1, steps//4)
     what = "papers' bncnn, history 40: "
     def loop(): return stretches.time_fit_steps(steps)/(steps*stretches.frames_in_batch)
-    def theirs(): return reference.seconds(windows, few)/(32*few)
-    def roof(): return step_flops(windows)/multiply_rate()
-    by_stretches, by_windows = _for_a_frame(stretches, steps), _for_a_frame(windows, few)
+    def theirs(): return reference.seconds(plain, few)/(32*few)
+    def roof(): return step_flops(plain)/multiply_rate()
+    by_stretches, by_windows, by_plain = _for_a_frame(stretches, steps), _for_a_frame(windows, few), _for_a_frame(plain, few)
     table.add_rates(f"{what}step, stretches / windows", side_by_side(by_stretches, by_windows, rounds))
+    table.add_rates(f"{what}step, stretches / windows, plain", side_by_side(by_stretches, by_plain, min(rounds, 3)))
     table.add_rates(f"{what}stretches: loop / bare step", side_by_side(loop, by_stretches, rounds))
     table.add_rates(f"{what}stretches: loop / the reference's way", side_by_side(loop, theirs, min(rounds, 3)))
     table.add_rates(f"{what}stretches / roof of windows", side_by_side(by_stretches, roof, rounds))
-    table.add_rates(f"{what}windows / roof of windows", side_by_side(by_windows, roof, min(rounds, 3)))
+    table.add_rates(f"{what}windows, plain / roof of windows", side_by_side(by_plain, roof, min(rounds, 3)))
 
 def bench_history(table, rec, steps, rounds, settings):
     "What history costs by stretches"
