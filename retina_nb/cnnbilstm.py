@@ -18,8 +18,8 @@ from torch import nn
 from .data import InputError
 from .bncnn import (FrameItems, GaussianNoise, RateModel, batch_norm, batches_of, boolean, frames_of, hyperparams,
                              in_range, map_shape, output_nonlinearity, positive_int, rules, slowing_adam)
-from .fourier import FourierConv2d
-from .stretches import StretchBatch, Stretches
+from .fourier import FourierConv2d, may_transform
+from .stretches import StretchBatch, Stretches, stretch_convolution, stretches_pay
 
 # %% ../nbs/03_cnnbilstm.ipynb #ee36b44e
 class CNNBiLSTM(RateModel):
@@ -183,11 +183,24 @@ def stretch_length(self:CNNBiLSTM):
     return math.ceil(64/patch)*patch
 
 @patch
+def first_maps(self:CNNBiLSTM,
+    frames, # (stretches, time, height, width), scaled
+): # of the patch that ends at each frame, (stretches, time - patch + 1, channels, height, width)
+    "What the first convolution gives, by Fourier transform where that is faster"
+    conv = self.cnn_layers[0]
+    rows, cols = conv.padding
+    padded = F.pad(frames, (cols, cols, rows, rows))
+    pays = stretches_pay(conv.weight.shape, padded.shape[2:], length=self.stretch_length)
+    if pays and may_transform(frames): return stretch_convolution(padded, conv.weight, conv.bias)
+    patches = frames.unfold(1, self.hyperparams["patch"], 1).movedim(-1, 2)
+    return conv(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+
+@patch
 def patch_features(self:CNNBiLSTM,
     frames, # (stretches, time, height, width), scaled
 ): # of the patch that ends at each frame, (stretches, time - patch + 1, features)
-    patches = frames.unfold(1, self.hyperparams["patch"], 1).movedim(-1, 2)
-    return self.features(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+    maps = self.first_maps(frames)
+    return self.cnn_layers[1:](maps.flatten(0, 1)).flatten(1).unflatten(0, maps.shape[:2])
 
 @patch
 def carry_patches(self:CNNBiLSTM,

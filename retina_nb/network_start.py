@@ -97,36 +97,37 @@ def _correlation(a, b):
     return ((a @ b)/(a.norm()*b.norm()).clamp_min(1e-9)).item()
 
 def choose_price(
-    train, # (features, rates), (frames, n) and (frames,)
-    valid, # the same of the validation frames
+    gram, # of the features of the training frames, (n, n)
+    xy, # their products with the rates, (n,)
+    valid, # (features, rates) of the validation frames, (frames, n) and (frames,)
     square_distance, # of each feature from the cell's place, (n,) pixels²
 )->torch.Tensor: # (n,)
     "The price of each squared weight, by how well least squares predict the validation frames"
-    x, y = train
-    gram, xy = x.T @ x/len(x), x.T @ (y - y.mean())/len(x)
+    x, y = valid
     best_score, best_price = -math.inf, None
     for reach in (1., 1.5, 2.5):
         shape = (square_distance/(2*reach**2)).exp().clamp(max=1e4)
         for strength in (.01, .03, .1, .3, 1.):
             price = strength*shape
             weight = torch.linalg.solve(gram + torch.diag(price), xy)
-            score = _correlation(valid[0] @ weight, valid[1])
+            score = _correlation(x @ weight, y)
             if score > best_score: best_score, best_price = score, price
     return best_price
 
-
 # %% ../nbs/08_network_start.ipynb #7143a577
-def _minimise(loss, start, steps=40):
-    "L-BFGS from a CellReadout"
-    readout = CellReadout(*(value.clone().requires_grad_() for value in start))
-    lbfgs = torch.optim.LBFGS(readout, max_iter=steps, history_size=20, line_search_fn="strong_wolfe")
+def _minimise(loss, start, root):
+    "L-BFGS from a CellReadout, in coordinates of which the root makes its weights"
+    even = (root.T @ start.weight).requires_grad_()
+    bias = start.bias.clone().requires_grad_()
+    def readout(): return CellReadout(torch.linalg.solve_triangular(root.T, even[:, None], upper=True)[:, 0], bias)
+    lbfgs = torch.optim.LBFGS([even, bias], max_iter=20, tolerance_change=1e-5, line_search_fn="strong_wolfe")
     def closure():
         lbfgs.zero_grad()
-        value = loss(readout)
+        value = loss(readout())
         value.backward()
         return value
     with torch.enable_grad(): lbfgs.step(closure)
-    return CellReadout(*(value.detach() for value in readout))
+    return CellReadout(*(value.detach() for value in readout()))
 
 def best_constant(
     loss, # (drive, rates) -> scalar
@@ -134,7 +135,7 @@ def best_constant(
 ):
     "The constant drive of least loss, and the second derivative there: what a squared error of 1 costs"
     def loss_of(readout): return loss(readout.bias.expand(len(y)), y)
-    bias = _minimise(loss_of, CellReadout(torch.zeros(0), torch.zeros(()))).bias
+    bias = _minimise(loss_of, CellReadout(torch.zeros(0), torch.zeros(())), torch.zeros(0, 0)).bias
     with torch.enable_grad():
         at = bias.clone().requires_grad_()
         slope, = torch.autograd.grad(loss(at.expand(len(y)), y), at, create_graph=True)
@@ -150,14 +151,17 @@ def fit_readout(
     "The readout of a cell that predicts the validation frames best"
     mean, std = train[0].mean(0), train[0].std(0).clamp_min(1e-3)
     train, valid = (((x - mean)/std, y) for x, y in (train, valid))
-    bias, curvature = best_constant(loss, train[1])
-    price = curvature*choose_price(train, valid, square_distance)
+    x, y = train
+    gram, xy = x.T @ x/len(x), x.T @ (y - y.mean())/len(x)
+    price = choose_price(gram, xy, valid, square_distance)
+    bias, curvature = best_constant(loss, y)
     def loss_of(readout, part): return loss(part[0] @ readout.weight + readout.bias, part[1])
     readout = CellReadout(torch.zeros(len(mean)), bias)
     best_loss, best = math.inf, readout
     for share in (3, 1, .3, .1, .03):
-        def penalised(readout): return loss_of(readout, train) + .5*share*(price*readout.weight**2).sum()
-        readout = _minimise(penalised, readout)
+        root = torch.linalg.cholesky(gram + torch.diag(share*price))
+        def penalised(readout): return loss_of(readout, train) + .5*share*curvature*(price*readout.weight**2).sum()
+        readout = _minimise(penalised, readout, root)
         valid_loss = loss_of(readout, valid).item()
         if not valid_loss < best_loss: break
         best_loss, best = valid_loss, readout
