@@ -577,9 +577,9 @@ class BNCNN(RateModel):
 
     @classmethod
     def suggest(cls, given, hz, full_field=False):
-        "Kernels that fit the frame; for a history, the papers' shape and a start from the data"
-        has_history = given["img_shape"][0] > 1
-        suggested = for_history if has_history and given.get("start") != "random" else {}
+        "Kernels that fit the frame; for a history of frames that are not full field, the papers' shape and a start from the data"
+        sees_time_and_place = given["img_shape"][0] > 1 and not full_field
+        suggested = for_history if sees_time_and_place and given.get("start") != "random" else {}
         values = cls.defaults | suggested | given
         pads = [cls.pad, cls.pad, 0] if values["convgc"] else [cls.pad, cls.pad]
         ksizes = cut_kernels(min(values["img_shape"][1:]), values["ksizes"], pads)

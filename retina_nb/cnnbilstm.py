@@ -272,11 +272,11 @@ def stateful(self:CNNBiLSTM): return self.hyperparams["carried"]
 # %% ../nbs/03_cnnbilstm.ipynb #669a881f
 @patch(cls_method=True)
 def suggest(cls:CNNBiLSTM, given, hz, full_field=False):
-    "For sequences, a state that is carried along; from the data a small network, and patches of 200 ms"
+    "For sequences, a state that is carried along; where cells have places, a small network, patches of 200 ms and a start from the data"
     history = given["img_shape"][0]
     if history == 1: return {}
     def patches(seconds): return dict(carried=True, patch=min(max(1, round(seconds*hz)), history//2))
-    if given.get("start") == "random": return patches(.04)
+    if full_field or given.get("start") == "random": return patches(.04)
     hidden = max(32, given.get("n_units", 0))
     small = dict(chans=[4, 8], hidden=hidden, noise=.05, softplus=True, dropout=0., start="data", **patches(.2))
     return {name: value for name, value in small.items() if name not in given}
