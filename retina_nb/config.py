@@ -107,7 +107,7 @@ CONFIG_RULES = {  # name -> its rule, and what it asks for in words
     "versions": (_object, "versions of packages")}
 
 # %% ../nbs/05_config.ipynb #018d7c17
-BEFORE = {"in_memory": True, "clock": "auto", "stimulus_clock": None, "monitor": "valid_corr"}  # where it is not written
+BEFORE = {"in_memory": True, "clock": "auto", "stimulus_clock": None, "monitor": "valid_corr"}  # where not written
 _MAY_LACK = (*BEFORE, "batches", "trainer", "together", "base", "versions")
 
 def check_config(
@@ -116,9 +116,11 @@ def check_config(
 ):
     "An InputError that names the file and the first name in it that is wrong"
     missing = [name for name in CONFIG_RULES if name not in config and name not in _MAY_LACK]
-    if missing: raise InputError(f"{path}: expected '{missing[0]}' in it, found none; take the file that the training wrote")
+    if missing:
+        raise InputError(f"{path}: expected '{missing[0]}' in it, found none; take the file that the training wrote")
     for name, value in config.items():
-        if name not in CONFIG_RULES: raise InputError(f"{path}: expected no other names than a training writes, found {name!r:.80}")
+        if name not in CONFIG_RULES:
+            raise InputError(f"{path}: expected no other names than a training writes, found {name!r:.80}")
         rule, words = CONFIG_RULES[name]
         _check_value(rule, words, name, value, path)
     is_ours = model_path(config["model"]).startswith("retina_nb.")  # others mean by their numbers what they like

@@ -68,9 +68,10 @@ def read_bytes(
     "What is in a file of reasonable size, or an InputError"
     path = Path(path)
     try:
-        if not path.is_file(): raise InputError(f"{path}: expected a file, found {'a folder' if path.is_dir() else 'none'}")
-        size = path.stat().st_size
-        if size > most: raise InputError(f"{path}: expected a file of at most {most/1e6:g} MB, found {size/1e6:,.0f} MB")
+        _check_is_file(path, "a file")
+        megabytes = path.stat().st_size/1e6
+        if 1e6*megabytes > most:
+            raise InputError(f"{path}: expected a file of at most {most/1e6:g} MB, found {megabytes:,.0f} MB")
         return path.read_bytes()
     except OSError as e: raise InputError(f"{path}: expected a file that can be read, found: {e.strerror}") from None
 
@@ -84,6 +85,11 @@ def read_json(
         raise InputError(f"{path}: expected JSON as it was written, found: {e}; the file is damaged") from None
     if not isinstance(value, dict): raise InputError(f"{path}: expected an object, found {type(value).__name__}")
     return value
+
+def _check_is_file(path, what):
+    "An InputError where something else is there, or nothing"
+    if path.is_file(): return
+    raise InputError(f"{path}: expected {what}, found {'a folder' if path.is_dir() else 'none'}")
 
 def _each_once(pairs):
     "An object of JSON whose keys are all different"
@@ -118,7 +124,7 @@ def load_weights(
 ) -> dict:
     "What is in a file of weights, checked for damage; nothing in it is executed"
     path = Path(path)
-    if not path.is_file(): raise InputError(f"{path}: expected weights, found {'a folder' if path.is_dir() else 'none'}")
+    _check_is_file(path, "weights")
     try:
         _check_archive(path)
         value = torch.load(path, weights_only=True, map_location="cpu")
@@ -126,14 +132,15 @@ def load_weights(
     except OSError: raise
     except Exception as e:
         reason = str(e).partition("\n")[0].partition(". ")[0]
-        raise InputError(f"{path}: expected weights as torch.save writes them and nothing that is to be executed, found: {reason:.200}; "
-                         "the file is damaged, or from elsewhere") from None
+        raise InputError(f"{path}: expected weights as torch.save writes them and nothing that is to be executed, "
+                         f"found: {reason:.200}; the file is damaged, or from elsewhere") from None
     return value
 
 def _check_archive(path):
     "A ValueError where the zip archive of a checkpoint is not as it was written"
     with zipfile.ZipFile(path) as archive:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()): raise ValueError("compressed parts")
+        kinds = {part.compress_type for part in archive.infolist()}
+        if kinds - {zipfile.ZIP_STORED}: raise ValueError("compressed parts")
         damaged = archive.testzip()
     if damaged: raise ValueError(f"another CRC of {damaged}")
 
@@ -164,8 +171,8 @@ def _locked(folder):
     lock = FileLock(folder/".lock")
     try: lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"{folder}: expected a folder in which nobody else trains, found another training at work in it; "
-                         "wait until it has ended, or choose another --out") from None
+        raise InputError(f"{folder}: expected a folder in which nobody else trains, found another training at work "
+                         "in it; wait until it has ended, or choose another --out") from None
     try:
         remove_unfinished(folder)  # nobody else writes here
         yield

@@ -163,7 +163,8 @@ class Progress(TQDMProgressBar):
     def say(self, row):
         if not self.lines: return
         def scores(part): return f"loss {row[f'{part}_loss']:.3f}, correlation {row[f'{part}_corr']:.3f}"
-        print(f"epoch {row['epoch']}: {scores('train')}; validation {scores('valid')}; {row['seconds']:.0f} s", flush=True)
+        scored = f"{scores('train')}; validation {scores('valid')}"
+        print(f"epoch {row['epoch']}: {scored}; {row['seconds']:.0f} s", flush=True)
 
 # %% ../nbs/05_loop.ipynb #0ae1ede7
 class WholeFiles(CheckpointIO):
@@ -225,9 +226,10 @@ def make_trainer(
     ours = [Progress()] if progress else []
     ours += [KeepEpochs(out, settings), *callbacks]
     if model.ema_decay: ours.append(_weight_averaging(model.ema_decay))
-    try: return L.Trainer(max_epochs=settings["epochs"], callbacks=ours, logger=TensorBoard(Path(out)/"tensorboard"),
-                          plugins=[WholeFiles(), *plugins], num_sanity_val_steps=0, use_distributed_sampler=False,
-                          enable_progress_bar=progress, enable_model_summary=False, log_every_n_steps=50, **trainer_kwargs)
+    logger = TensorBoard(Path(out)/"tensorboard")
+    fixed = dict(num_sanity_val_steps=0, use_distributed_sampler=False, enable_model_summary=False, log_every_n_steps=50)
+    try: return L.Trainer(max_epochs=settings["epochs"], callbacks=ours, logger=logger, plugins=[WholeFiles(), *plugins],
+                          enable_progress_bar=progress, **fixed, **trainer_kwargs)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError, AttributeError) as e:
         raise InputError("training: expected devices that are here and options of Lightning's Trainer, "
                          f"found: {e}") from None
@@ -264,7 +266,8 @@ def run_trainer(
             raise InputError(str(e).rpartition("InputError: ")[2]) from None
         except RuntimeError as e:
             if "exited unexpectedly" not in str(e): raise
-            raise InputError(f"workers: expected processes that read ahead, found that one has ended; {MAIN_GUARD}") from None
+            raise InputError("workers: expected processes that read ahead, found that one has ended; "
+                             f"{MAIN_GUARD}") from None
     if not trainer.interrupted: return
     if trainer.global_rank: sys.exit(130)  # the first process says it
     raise KeyboardInterrupt(f"stopped in epoch {trainer.current_epoch}; "

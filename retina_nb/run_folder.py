@@ -27,15 +27,16 @@ from .config import (  # noqa: F401 (some are for whoever looks for them here, w
     BEFORE, CONFIG_RULES, MAY_CHANGE, check_config, config_checksum, number_between, read_config, sha256, whole_number)
 from .data import Recording, Scaling, split_frames
 from .files import (  # noqa: F401
-    check_writable, checksum, load_weights, read_bytes, read_json, remove_unfinished, save_weights, sha256_of, training_lock,
-    whole_file, write_json)
+    check_writable, checksum, load_weights, read_bytes, read_json, remove_unfinished, save_weights, sha256_of,
+    training_lock, whole_file, write_json)
 from .inputs import InputError, absolute_path
 from .models import model_path, models  # noqa: F401
 from .scores import best_epoch, is_over, monitors  # noqa: F401
 
 # %% ../nbs/05_run_folder.ipynb #e12b8739
-_all_ = ["CONFIG_RULES", "best_epoch", "check_config", "check_writable", "checksum", "config_checksum", "is_over", "load_weights", "monitors",
-         "read_bytes", "read_config", "read_json", "remove_unfinished", "save_weights", "training_lock", "whole_file", "write_json"]
+_all_ = ["CONFIG_RULES", "best_epoch", "check_config", "check_writable", "checksum", "config_checksum", "is_over",
+         "load_weights", "monitors", "read_bytes", "read_config", "read_json", "remove_unfinished", "save_weights",
+         "training_lock", "whole_file", "write_json"]
 
 # %% ../nbs/05_run_folder.ipynb #be1a91e8
 def load_class(
@@ -48,7 +49,8 @@ def load_class(
     try: found = getattr(import_module(module), name)
     except Exception as e:
         raise InputError(f"model: expected to import {name} from {module}, found {type(e).__name__}: {e}; "
-                         f"define the class at the top of {module}.py, in the folder where you are or on PYTHONPATH") from None
+                         f"define the class at the top of {module}.py, in the folder where you are or on "
+                         "PYTHONPATH") from None
     if not (isinstance(found, type) and issubclass(found, RateModel)):
         raise InputError(f"model: expected a subclass of retina_nb.bncnn.RateModel, found {model}")
     return found
@@ -71,7 +73,8 @@ def _check_rows(rows):
     "A ValueError where the rows of a history are not those of the epochs from 0 on"
     for i, row in enumerate(rows):
         if row["epoch"] != i: raise ValueError(f"epoch {row['epoch']} in place of {i}")
-        if not all(isinstance(value, (int, float)) for value in row.values()): raise ValueError(f"no numbers in epoch {i}")
+        are_numbers = all(isinstance(value, (int, float)) for value in row.values())
+        if not are_numbers: raise ValueError(f"no numbers in epoch {i}")
         for name in monitors: row[name]
 
 def read_checkpoint(
@@ -89,7 +92,8 @@ def read_checkpoint(
         if config: check_config(config, path)
     except InputError: raise
     except Exception as e:
-        raise InputError(f"{path}: expected the weights and the history of a training, found another checkpoint ({e})") from None
+        raise InputError(f"{path}: expected the weights and the history of a training, "
+                         f"found another checkpoint ({e})") from None
     return Checkpoint(state, rows, config)
 
 # %% ../nbs/05_run_folder.ipynb #5133109a
@@ -148,11 +152,13 @@ def _build(run, state):
         if run.config["response"] == "trace": model.use_linear_output()
         return model
     except Exception as e:
-        raise InputError(f"{run.path/'config.json'}: expected hyperparameters of {run.model_name}, found that it cannot be built: {e}") from None
+        raise InputError(f"{run.path/'config.json'}: expected hyperparameters of {run.model_name}, "
+                         f"found that it cannot be built: {e}") from None
 
 def _check_state(path, state, model):
     "An InputError where the weights are another model's"
-    expected, found = ({name: tuple(value.shape) for name, value in weights.items()} for weights in (model.state_dict(), state))
+    def shapes(weights): return {name: tuple(value.shape) for name, value in weights.items()}
+    expected, found = shapes(model.state_dict()), shapes(state)
     differ = [name for name in expected | found if expected.get(name) != found.get(name)]
     if not differ: return
     name = differ[0]
@@ -205,7 +211,8 @@ def check_files(
     "An InputError where something else is in the place of a file"
     for path in (Path(folder)/name for name in _FILES):
         if path.exists() and not path.is_file():
-            raise InputError(f"{path}: expected a file, found {'a folder' if path.is_dir() else 'a device or a pipe'}; remove it")
+            found = "a folder" if path.is_dir() else "a device or a pipe"
+            raise InputError(f"{path}: expected a file, found {found}; remove it")
 
 def check_belongings(
     run, # Run
@@ -218,7 +225,8 @@ def check_belongings(
     found = checksums(run.path, run.results["epochs"]) if written else {}
     differ = [name for name in written if written[name] != found[name]]
     if not differ: return
-    raise InputError(f"{run.path/differ[0]}: expected what training_results.json was written for, found it changed since, or another run's; "
+    raise InputError(f"{run.path/differ[0]}: expected what training_results.json was written for, "
+                     "found it changed since, or another run's; "
                      "take all files of one training, or, where it was stopped, the same command with --resume")
 
 # %% ../nbs/05_run_folder.ipynb #19aa88de
@@ -253,7 +261,8 @@ def read_results(
         if name in ("asked", "checksums") and name not in results: continue
         try: rule(results[name])
         except Exception:
-            raise InputError(f"{path}: {name}: expected what a training writes, found {results.get(name)!r:.80}") from None
+            found = f"{results.get(name)!r:.80}"
+            raise InputError(f"{path}: {name}: expected what a training writes, found {found}") from None
     return results
 
 def read_history(
@@ -267,7 +276,8 @@ def read_history(
         if missing: raise ValueError(f"no column '{missing[0]}'")
         if history.epoch.tolist() != list(range(len(history))): raise ValueError("other epochs than 0, 1, 2, …")
     except InputError: raise
-    except Exception as e: raise InputError(f"{path}: expected the scores of each epoch, found: {e}; the file is damaged") from None
+    except Exception as e:
+        raise InputError(f"{path}: expected the scores of each epoch, found: {e}; the file is damaged") from None
     return history.astype({"epoch": int})
 
 # %% ../nbs/05_run_folder.ipynb #17d7e5b5
@@ -331,8 +341,8 @@ def _recording_of(run):
         raise InputError(f"{run.path}: expected its recording at {path}, not there; "
                          "move it back or correct 'data' in config.json")
     if checksum(path) != digest:
-        raise InputError(f"{run.path}: expected the recording that it was trained on, found that {path} has changed since; "
-                         "train again")
+        raise InputError(f"{run.path}: expected the recording that it was trained on, "
+                         f"found that {path} has changed since; train again")
     cells, blocks = tuple(config["cells"]), tuple(config["blocks"])
     return _open_recording(str(path), config["response"], cells, blocks, config.get("in_memory", True), digest)
 

@@ -101,7 +101,8 @@ def about_clock(
     clock, # as from `stimulus_clock`
 ) -> str:
     "What is said of it"
-    return f"the movie is on a steady clock, which the spikes follow: {StimulusClock(**clock)}; --clock file keeps the file's"
+    steady = StimulusClock(**clock)
+    return f"the movie is on a steady clock, which the spikes follow: {steady}; --clock file keeps the file's"
 
 def on_stimulus_clock(
     part, # Part
@@ -183,4 +184,5 @@ def _check_workers(workers):
     "An InputError where processes that read ahead would start the script over"
     is_child = multiprocessing.parent_process() is not None
     if workers and is_child and multiprocessing.get_start_method() != "fork":
-        raise InputError(f"workers: expected a training in the main process, found one in a process that reads ahead; {MAIN_GUARD}")
+        raise InputError("workers: expected a training in the main process, found one in a process that reads ahead; "
+                         f"{MAIN_GUARD}")

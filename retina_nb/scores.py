@@ -22,7 +22,7 @@ def poisson_loss(
     rates, # (batch, n_units) Hz; NaN where a cell was not recorded
     output, # the model's output nonlinearity
 ): # scalar, the mean over known rates
-    "Poisson negative log likelihood, or the loss of the output's own, of the rates that are known, without the term that does not depend on the model"
+    "Poisson negative log likelihood of the rates that are known, up to a constant, or the loss of the output's own"
     known = ~rates.isnan()
     rates = rates.where(known, 0)  # before the product: a gradient of 0 times NaN would be NaN
     loss = pointwise_loss(drive, rates, output)
@@ -151,7 +151,7 @@ def history_row(
     return row | {"seconds": seconds}
 
 # %% ../nbs/05_scores.ipynb #39ccaad8
-monitors = {"valid_loss": "min", "valid_corr": "max"}  # what may say which epoch is the best, and which end of it is good
+monitors = {"valid_loss": "min", "valid_corr": "max"}  # what may say which epoch is the best, and its good end
 
 def best_epoch(
     rows, # of the history, a dict an epoch

@@ -30,25 +30,26 @@ from .data import Frames, InputError, LazyMovie, Part, Recording, full_history, 
 from .device import (  # noqa: F401 (some are for whoever looks for them here, where they were)
     ChooseLayout, Layout, Movable, MoveDataToDevice, fastest_layout, free_memory, keep_freed_memory, step_time)
 from .loop import (  # noqa: F401
-    FiringRates, KeepEpochs, Progress, TensorBoard, WholeFiles, log_row, make_trainer, quiet_lightning, rate_module, run_trainer,
-    start_trainer, write_history)
-from retina_nb.run_folder import (  # noqa: F401
-    Checkpoint, Run, absolute_path, as_started, best_checkpoint, best_epoch, build_model, check_same_run, checksum, checksums,
-    config_without_seed, has_ended, is_finished, is_over, keep_best, load_class, load_run, load_runs, load_weights, model_path, models, monitors,
-    read_checkpoint, read_config, read_history, remove_run, rows_so_far, run_folders, save_weights, training_lock, whole_file,
-    write_json)
+    FiringRates, KeepEpochs, Progress, TensorBoard, WholeFiles, log_row, make_trainer, quiet_lightning, rate_module,
+    run_trainer, start_trainer, write_history)
+from .run_folder import (  # noqa: F401
+    Checkpoint, Run, absolute_path, as_started, best_checkpoint, best_epoch, build_model, check_same_run, checksum,
+    checksums, config_without_seed, has_ended, is_finished, is_over, keep_best, load_class, load_run, load_runs,
+    load_weights, model_path, models, monitors, read_checkpoint, read_config, read_history, remove_run, rows_so_far,
+    run_folders, save_weights, training_lock, whole_file, write_json)
 from .sampling import (  # noqa: F401
-    BatchSampler, EpochSampler, TrainValid, about_clock, already_batched, check_processes, epoch_sampler, interleaved_clips, make_loaders,
-    on_stimulus_clock, stimulus_clock, train_valid_frames)
+    BatchSampler, EpochSampler, TrainValid, about_clock, already_batched, check_processes, epoch_sampler,
+    interleaved_clips, make_loaders, on_stimulus_clock, stimulus_clock, train_valid_frames)
 from .scores import Moments, RunningPearson, Scores, corr_in_batch, history_row, poisson_loss  # noqa: F401
 from .stimulus_clock import full_field_levels
 
 # %% ../nbs/05_training.ipynb #de25cafa
-_all_ = ["BatchSampler", "ChooseLayout", "EpochSampler", "FiringRates", "KeepEpochs", "Layout", "Moments", "Movable", "MoveDataToDevice",
-         "Progress", "RunningPearson", "Scores", "TensorBoard", "TrainValid", "WholeFiles", "already_batched", "check_processes",
-         "corr_in_batch", "epoch_sampler", "fastest_layout", "free_memory", "history_row", "interleaved_clips", "keep_freed_memory",
-         "log_row", "make_loaders", "make_trainer", "on_stimulus_clock", "poisson_loss", "quiet_lightning", "rate_module",
-         "run_trainer", "start_trainer", "step_time", "stimulus_clock", "train_valid_frames", "write_history"]
+_all_ = ["BatchSampler", "ChooseLayout", "EpochSampler", "FiringRates", "KeepEpochs", "Layout", "Moments", "Movable",
+         "MoveDataToDevice", "Progress", "RunningPearson", "Scores", "TensorBoard", "TrainValid", "WholeFiles",
+         "already_batched", "check_processes", "corr_in_batch", "epoch_sampler", "fastest_layout", "free_memory",
+         "history_row", "interleaved_clips", "keep_freed_memory", "log_row", "make_loaders", "make_trainer",
+         "on_stimulus_clock", "poisson_loss", "quiet_lightning", "rate_module", "run_trainer", "start_trainer",
+         "step_time", "stimulus_clock", "train_valid_frames", "write_history"]
 
 # %% ../nbs/05_training.ipynb #695c245d
 def rebuild(
@@ -74,7 +75,8 @@ def check_settings(
         raise InputError(f"model: expected a RateModel (from retina_nb.bncnn), found {type(model).__name__}")
     rebuild(model)
     size, found = tuple(model.img_shape[1:]), tuple(rec.train.stimulus.shape[1:])
-    if size != found: raise InputError(f"{rec.path}: expected frames of {size} as in the model's img_shape, found {found}")
+    if size != found:
+        raise InputError(f"{rec.path}: expected frames of {size} as in the model's img_shape, found {found}")
     if model.n_units != rec.n_cells:
         raise InputError(f"{rec.path}: expected {model.n_units} cells as in the model's n_units, found {rec.n_cells}")
     check_numbers(settings, skip=() if model.default_epochs else ("epochs",))
@@ -99,7 +101,8 @@ def check_numbers(
         if name in skip or name not in settings: continue
         if not (_is_whole(settings[name]) and 0 <= settings[name] <= most):
             raise InputError(f"{name}: expected a whole number from 0 to {most:,}, found {settings[name]}")
-    if not settings.get("lr", 1) <= 1000: raise InputError(f"lr: expected a learning rate of at most 1000, found {settings['lr']}")
+    if not settings.get("lr", 1) <= 1000:
+        raise InputError(f"lr: expected a learning rate of at most 1000, found {settings['lr']}")
 
 _LARGEST = {"epochs": 1_000_000, "batch_size": 1_000_000, "patience": 1_000_000, "seed": 2**32 - 1}
 
@@ -131,15 +134,23 @@ def run_config(
     **more, # what else is to be written down
 ) -> dict:
     "All that is needed to build the model again and to find its data"
-    n_params = sum(p.numel() for p in model.parameters())
-    about_model = dict(model=model_path(type(model)), hyperparams=model.hyperparams, params=n_params,
-                       history=model.img_shape[0], scaling=vars(scaling), base=base_checksum(model))
-    about_data = dict(data=str(rec.path.resolve()), checksum=checksum(rec.path), session=rec.session,
-                      cells=list(rec.cells), response=rec.response, hz=rec.hz, blocks=rec.blocks.tolist(),
-                      in_memory=rec.in_memory)
+    about_model = _about_model(model, scaling)
+    about_data = _about_data(rec)
     versions = {package: version(package) for package in ("torch", "lightning", "numpy")}
     versions = {"python": platform.python_version(), **versions}
     return {**about_model, **about_data, **settings, **more, "versions": versions}
+
+def _about_model(model, scaling):
+    "All that is needed to build a model again"
+    n_params = sum(p.numel() for p in model.parameters())
+    return dict(model=model_path(type(model)), hyperparams=model.hyperparams, params=n_params,
+                history=model.img_shape[0], scaling=vars(scaling), base=base_checksum(model))
+
+def _about_data(rec):
+    "All that is needed to find a recording again, as it was opened"
+    return dict(data=str(rec.path.resolve()), checksum=checksum(rec.path), session=rec.session,
+                cells=list(rec.cells), response=rec.response, hz=rec.hz, blocks=rec.blocks.tolist(),
+                in_memory=rec.in_memory)
 
 def base_checksum(
     model, # a RateModel
@@ -283,8 +294,8 @@ def go_on(
 def _train(task, rows, workers, precision, on_epoch):
     "Train the epochs that are left, and write the results"
     if not is_over(rows, task.settings): _run_epochs(task, workers, precision, on_epoch)
-    if task.writes:
-        finish_training(task.model, task.rec, task.frames, task.out, task.settings["monitor"], task.out, progress=task.progress)
+    monitor, out = task.settings["monitor"], task.out
+    if task.writes: finish_training(task.model, task.rec, task.frames, out, monitor, out, progress=task.progress)
     task.trainer.strategy.barrier()  # nobody goes on before the results are there
 
 def _run_epochs(task, workers, precision, on_epoch):
@@ -342,8 +353,9 @@ def finish_run(
     refined = {"seconds": 0} | (refined or {})
     seconds = history.seconds.sum() + refined.pop("seconds")
     summary = {"epochs": len(history), "best_epoch": epoch, "seconds": seconds, "params": config["params"]}
-    together = {"asked": {name: config[name] for name in ("epochs", "patience")}, "checksums": checksums(out, len(history))}
-    write_json(out/"training_results.json", summary | best | refined | together)
+    asked = {name: config[name] for name in ("epochs", "patience")}
+    belongs = {"asked": asked, "checksums": checksums(out, len(history))}
+    write_json(out/"training_results.json", summary | best | refined | belongs)
 
 # %% ../nbs/05_training.ipynb #6fd135f4
 def _solve(task):
@@ -388,12 +400,9 @@ def predict(
     "Predict the firing rates of all cells over a movie, each frame once"
     keep_freed_memory()
     model = run.model
-    history, *size = model.img_shape
+    history = model.img_shape[0]
     if not isinstance(stimulus, LazyMovie): stimulus = np.ascontiguousarray(stimulus)
-    if stimulus.dtype != np.uint8 or stimulus.ndim != 3 or list(stimulus.shape[1:]) != list(size):
-        height, width = size
-        raise InputError(f"stimulus: expected (time, {height}, {width}) uint8 as the model {run.name} takes, "
-                         f"found {stimulus.shape} {stimulus.dtype}")
+    _check_movie(stimulus, run)
     rates = np.full((len(stimulus), model.n_units), np.nan, np.float32)
     movie = on_stimulus_clock(Part(stimulus, rates, blocks=blocks), getattr(run, "stimulus_clock", None))
     usable = full_history(movie, history)
@@ -402,6 +411,13 @@ def predict(
     frames = Frames(movie, wanted, history, run.scale)
     rates[frames.index] = model.predict_movie(frames, batch_size).numpy()
     return rates
+
+def _check_movie(stimulus, run):
+    "An InputError where a movie is not one that the model of a run takes"
+    _, height, width = run.model.img_shape
+    if stimulus.dtype == np.uint8 and stimulus.ndim == 3 and stimulus.shape[1:] == (height, width): return
+    raise InputError(f"stimulus: expected (time, {height}, {width}) uint8 as the model {run.name} takes, "
+                     f"found {stimulus.shape} {stimulus.dtype}")
 
 # %% ../nbs/05_training.ipynb #f4971dd8
 def parse_settings(
@@ -433,8 +449,8 @@ def model_for(
     for name in suggested.keys() & given.keys(): del suggested[name]
     try: new = kind(**suggested, **given)
     except TypeError as e:
-        raise InputError(f"model: expected {model_path(model)} to take img_shape, n_units and its hyperparameters by name, "
-                         f"found: {e}") from None
+        raise InputError(f"model: expected {model_path(model)} to take img_shape, n_units and its hyperparameters "
+                         f"by name, found: {e}") from None
     if suggested: print(_why_suggested(kind, suggested, rec))
     return new
 
@@ -442,7 +458,8 @@ def check_history(history, rec):
     "An InputError where a window is longer than the movie, or no number of frames"
     n_frames = len(rec.train.stimulus)
     if _is_whole(history) and 1 <= history <= n_frames: return
-    raise InputError(f"history: expected a whole number of frames from 1 to {n_frames:,}, as many as the movie has, found {history}")
+    raise InputError(f"history: expected a whole number of frames from 1 to {n_frames:,}, as many as the movie has, "
+                     f"found {history}")
 
 def _why_suggested(kind, suggested, rec):
     "What is said where a model differs from its defaults because of the recording"
@@ -469,7 +486,7 @@ def train_run(
     model="adaptive", # a class, one of `models`, or module:Class
     out=None, # run folder; runs/MODEL if None
     history=None, # frames in a window; the model's `default_history` if None
-    settings=None, # hyperparameters; for stacked also base, the run folder of a BNCNN; without, one is trained in OUT/bncnn
+    settings=None, # hyperparameters; for stacked also base, the run folder of a BNCNN; else one is trained in OUT/bncnn
     seed=0, # of weights, split and order
     lr=None, # learning rate
     **options, # of fit
@@ -480,18 +497,18 @@ def train_run(
     torch.manual_seed(seed)
     kind = load_class(model)
     out = absolute_path(default_folder(model) if out is None else out)
-    if history is None:
-        history = _history(kind, rec.hz, out, options.get("resume"))
-        says = options.get("progress", True) and "base" not in settings
-        if says: print(_about_choice(kind, history, rec.hz), flush=True)
+    if history is None: history = _choose_history(rec, kind, out, settings, options)
     if kind.base: new = _on_base(rec, kind, out, history, settings, dict(options, seed=seed))
     else: new = model_for(rec, kind, history, **settings)
     return fit(new, rec, out, lr=lr, seed=seed, **options)
 
-def _history(kind, hz, out, resume):
-    "Frames in a window: of the run that goes on, or as many as the model is made to see"
-    goes_on = resume and (out/"config.json").exists()
-    return read_config(out)["history"] if goes_on else history_frames(kind, hz)
+def _choose_history(rec, kind, out, settings, options):
+    "Frames in a window: of the run that goes on, or as many as the model is made to see, which is said"
+    goes_on = options.get("resume") and (out/"config.json").exists()
+    history = read_config(out)["history"] if goes_on else history_frames(kind, rec.hz)
+    says = options.get("progress", True) and "base" not in settings
+    if says: print(_about_choice(kind, history, rec.hz), flush=True)
+    return history
 
 def _about_choice(kind, history, hz):
     "What is said of a window that nobody asked for"
