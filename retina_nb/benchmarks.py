@@ -29,8 +29,12 @@ from .bncnn import BNCNN, RateModel, paper_hyperparams, trained_parameters
 from .cnnbilstm import CNNBiLSTM
 from .data import Frames, InputError, Recording, Scaling, atomic_write, old_names, write_recording
 from .stacked import LinearStackedBNCNN
-from .training import (BatchSampler, FiringRates, epoch_sampler, fastest_layout, fit, keep_freed_memory,
-                                load_class, model_for, poisson_loss, predict)
+from .device import fastest_layout, keep_freed_memory
+from .loop import FiringRates
+from .run_folder import load_class
+from .sampling import BatchSampler, epoch_sampler
+from .scores import poisson_loss
+from .training import fit, model_for, predict
 
 # %% ../nbs/10_benchmarks.ipynb #f669e3a0
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu") # where everything is measured

@@ -23,11 +23,14 @@ from tqdm import tqdm
 
 from . import __version__
 from .data import Frames, InputError, atomic_write
+from .files import checksum
 from .inputs import printable
 from .metrics import (batch_correlation, bits_per_spike, block_length, bootstrap, cc_max, cc_norm_or_0,
                                deviance_explained, feve, nanmean, oracle, pearson, pearson_or_0, percentile_interval,
                                signal_power)
-from .training import Run, checksum, load_runs, on_stimulus_clock, predict
+from .run_folder import Run, load_runs
+from .sampling import on_stimulus_clock
+from .training import predict
 
 # %% ../nbs/06_evaluation.ipynb #7eea8bee
 _memory = WeakKeyDictionary()    # run -> {(what, settings of the Evaluation): what was computed}

@@ -18,12 +18,16 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.overrides import TorchFunctionMode
 
 from .data import InputError
-from .run_folder import (absolute_path, as_started, check_same_run, has_ended, is_finished, is_over, keep_best,
-                                  load_class, load_weights, remove_run, rows_so_far, write_json)
-from .training import (FiringRates, MoveDataToDevice, TrainValid, about_ended, check_settings, finish_training, fit_settings,
-                                history_frames, in_folders, keep_freed_memory, log_row, make_loaders, model_for,
-                                poisson_loss, quiet_lightning, rate_module, run_config, run_of, run_trainer,
-                                start_trainer, stimulus_clock, suit_response, train_valid_frames, write_history)
+from .device import MoveDataToDevice, keep_freed_memory
+from .files import load_weights, write_json
+from .inputs import absolute_path
+from .loop import FiringRates, log_row, quiet_lightning, rate_module, run_trainer, start_trainer, write_history
+from .run_folder import (as_started, check_same_run, has_ended, is_finished, keep_best, load_class, remove_run,
+                                  rows_so_far)
+from .sampling import TrainValid, make_loaders, stimulus_clock, train_valid_frames
+from .scores import is_over, poisson_loss
+from .training import (about_ended, check_settings, finish_training, fit_settings, history_frames, in_folders,
+                                model_for, run_config, run_of, suit_response)
 
 # %% ../nbs/14_parallel.ipynb #28e67a45
 class AllReduceSum(torch.autograd.Function):

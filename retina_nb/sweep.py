@@ -26,8 +26,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from .data import InputError, Recording, old_names
-from .run_folder import (absolute_path, checksum, load_class, model_path, remove_unfinished, rows_so_far,
-                                  whole_file)
+from .files import checksum, remove_unfinished, whole_file
+from .inputs import absolute_path
+from .models import model_path
+from .run_folder import load_class, rows_so_far
 from .training import parse_settings, train_run
 
 # %% ../nbs/12_sweep.ipynb #df5c4c7c

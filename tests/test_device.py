@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import retina_nb.benchmarks as benchmarks
-import retina_nb.training as training
 from retina_nb.benchmarks import Case, step_flops
 from retina_nb.data import Frames, Part, Recording, write_recording
 from retina_nb.cnnbilstm import FrameClips
@@ -66,7 +65,7 @@ def test_every_way_trains(tmp_path, monkeypatch, in_bfloat16):
     torch.manual_seed(0)
     plain = run("plain").history
     monkeypatch.setattr(ChooseLayout, "setup", setup)
-    monkeypatch.setattr(training, "fastest_layout", lambda *_: Layout(torch.channels_last, in_bfloat16))
+    monkeypatch.setattr("retina_nb.device.fastest_layout", lambda *_: Layout(torch.channels_last, in_bfloat16))
     torch.manual_seed(0)
     other = run("other").history
     assert made[0].in_bfloat16 == in_bfloat16
@@ -95,7 +94,7 @@ def test_no_room(monkeypatch):
     class OnGpu:
         device = torch.device("cuda")
     train, valid = Loader(Frames(Rec.train, history=3)), Loader(Frames(Rec.train, range(50), history=3))
-    monkeypatch.setattr(training, "free_memory", lambda device: 1.9*train.dataset.nbytes)
+    monkeypatch.setattr("retina_nb.device.free_memory", lambda device: 1.9*train.dataset.nbytes)
     MoveDataToDevice(train, valid).setup(OneOfFour, OnGpu, "fit")
     assert train.pin_memory and valid.pin_memory and train.dataset.stimulus.device.type == "cpu"
 
@@ -164,7 +163,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: self.to("cpu"))
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(training, "free_memory", lambda device: 1e9)
+    monkeypatch.setattr("retina_nb.device.free_memory", lambda device: 1e9)
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)

@@ -324,8 +324,7 @@ class NeverDefined(RunningPearson):
 
 def test_undefined_correlation(rec, tmp_path, monkeypatch, capsys):
     "The epoch with the least validation loss, and it is said"
-    from retina_nb import training
-    monkeypatch.setattr(training, "RunningPearson", NeverDefined)
+    monkeypatch.setattr("retina_nb.scores.RunningPearson", NeverDefined)
     run = train_run(rec, "bncnn", tmp_path/"run", epochs=3, monitor="valid_corr", patience=0, **SMALL)
     assert run.results["best_epoch"] == run.history.valid_loss.argmin()
     assert "valid_corr is undefined in every epoch" in capsys.readouterr().out

@@ -11,7 +11,8 @@ from forks import console_script, fresh, shell
 
 from retina_nb.data import InputError, Recording, write_recording
 from retina_nb.models import models
-from retina_nb.training import Progress, TQDMProgressBar, history_frames, load_class, load_run, predict, train_run
+from retina_nb.loop import TQDMProgressBar
+from retina_nb.training import Progress, history_frames, load_class, load_run, predict, train_run
 from retina_nb.commands import retina_train
 
 
