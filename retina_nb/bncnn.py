@@ -958,7 +958,7 @@ def initialise(self:BNCNN, train, valid):
     self.train()
 
 @patch(as_prop=True)
-def default_lr(self:BNCNN): return 1e-4 if self.from_data else RateModel.default_lr
+def default_lr(self:BNCNN): return 2e-4 if self.from_data else RateModel.default_lr
 
 @patch(as_prop=True)
 def ema_decay(self:BNCNN): return .98 if self.from_data else None
