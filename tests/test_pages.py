@@ -1,15 +1,21 @@
 "The pages of the site, as far as they are made before Quarto sees them"
+import base64
 import inspect
+import io
 import re
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from execnb.nbio import read_nb
 from nbdev.processors import FilterDefaults
+from PIL import Image
 from test_house import notebooks, root
 
 import pages
+import small_figures
 from retina_nb.adaptive import AdaptiveSubunits
 from retina_nb.benchmarks import run_benchmarks
 from retina_nb.data import Part
@@ -114,3 +120,28 @@ def test_site_settings():
     assert set(html["theme"]) == {"light", "dark"} and website["page-navigation"] and (root/"nbs"/website["favicon"]).is_file()
     assert "$web-font-path: false" in (root/"nbs"/"offline.scss").read_text()
     assert inspect.signature(pages.Entry).parameters.keys() >= {"sym", "name", "title_level"}    # as nbdev calls it
+
+
+# --- figures -----------------------------------------------------------------------------------------------------------------
+
+
+def drawn():
+    "A figure as a notebook holds it"
+    file = io.BytesIO()
+    with plt.rc_context(fname=root/"nbs"/"matplotlibrc"):
+        fig, ax = plt.subplots(figsize=(6, 2.2))
+        for shift in range(6): ax.plot(np.sin(np.arange(100)/9 + shift), label=f"{shift}")
+        ax.legend()
+        fig.savefig(file, format="png")
+    plt.close(fig)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_figures_are_sharp_and_small():
+    large = drawn()
+    small = small_figures.small(large)
+    before, after = (Image.open(io.BytesIO(base64.b64decode(figure))) for figure in (large, small))
+    assert before.size[0] in range(600, 661) and after.size == before.size    # 100 to 110 dots an inch
+    off = np.asarray(before.convert("RGB"), float) - np.asarray(after.convert("RGB"), float)
+    assert len(small) < len(large)/2 and np.sqrt((off**2).mean()) < 2
+    assert small_figures.small(small) == small
