@@ -32,12 +32,28 @@ class Entry(BasicMarkdownRenderer):
     def _repr_markdown_(self):
         is_special = self.nm.rpartition(".")[2].startswith("__")
         if is_special and not (self.docs or self.dm.has_docment): return ""
-        text = without_addresses(super()._repr_markdown_())
+        text = with_rest(without_addresses(super()._repr_markdown_()), self.sym)
         if not inspect.isclass(self.sym): return text
         text = re.sub(r"^def (\w+)\(", r"class \1(", text, count=1, flags=re.M)
         text = re.sub(r"^(.*)\)(->\w+)?:(.*)\n```", r"\1)\3\n```", text, count=1, flags=re.M)
         is_model = any(base.__name__ == "Module" for base in inspect.getmro(self.sym))
         return text + folded_source(self.fn) if is_model else text
+
+
+def with_rest(text, thing):
+    "The comment of `*args` and `**kwargs` in its place; fastcore loses it, or says it of the result"
+    source = _source(thing.__init__ if inspect.isclass(thing) else thing)
+    for name, comment in re.findall(r"^\s+(\*{1,2}\w+),?\s+# (.*)$", source, re.M):
+        line = f"    {name}, # {comment}"
+        text = text.replace(f": # {comment}\n", ":\n")
+        text = re.sub(rf"^    {re.escape(name)},?$", lambda match: line, text, count=1, flags=re.M)
+    return text
+
+
+def _source(thing):
+    "The code of a function; none of what Python itself is made of"
+    try: return inspect.getsource(thing)
+    except (OSError, TypeError): return ""
 
 
 def folded_source(full_name):
@@ -93,13 +109,15 @@ def links(cell):
 def linked(text):
     "Markdown whose names in backticks are links, where there is something to link to"
     parts = re.split(r"(^```.*?^```|^\$\$.*?^\$\$|\[[^\]]*\]\([^)]*\))", text, flags=re.M | re.S)
-    return "".join(part if i % 2 else re.sub(r"`([^`\s]+?)(\(\))?`", _link, part) for i, part in enumerate(parts))
+    parameters = re.findall(r"^ {4}\*{0,2}(\w+)(?=[:=,])", text, re.M)    # a function's own mean no other function
+    not_linked = NOT_LINKED.union(parameters)
+    def link(match): return match[0] if match[1] in not_linked else _link(match)
+    return "".join(part if i % 2 else re.sub(r"`([^`\s]+?)(\(\))?`", link, part) for i, part in enumerate(parts))
 
 
 def _link(match):
     "One name in backticks"
-    name = match[1]
-    found = None if name in NOT_LINKED else NbdevLookup().doc(name)
+    found = NbdevLookup().doc(match[1])
     if found is None: return match[0]
     home = get_config().doc_host + get_config().doc_baseurl + "/"
     return f"[{match[0]}]({found.removeprefix(home)})"
@@ -120,8 +138,13 @@ def plain_outputs(cell):
         if "text/html" in data:
             table = markdown_table("".join(data.pop("text/html")))
             if table: data["text/markdown"] = table
-        if "text/plain" in data: data["text/plain"] = narrow("".join(data["text/plain"]))
-        if "text" in output: output["text"] = narrow("".join(output["text"]))
+        for texts, kind in ((data, "text/plain"), (output, "text")):
+            if kind in texts: texts[kind] = narrow(without_places("".join(texts[kind])))
+
+
+def without_places(text):
+    "Text without addresses in memory"
+    return re.sub(r" at 0x[0-9a-f]{6,}(?=>)", "", text)
 
 
 def narrow(text):

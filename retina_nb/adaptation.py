@@ -120,9 +120,11 @@ def fast_contrast_adaptation(
 def time_constant(
     t, # s, (n,)
     y, # (n, n_cells)
-    grid=np.geomspace(.1, 20, 150), # time constants to try, s
+    shortest=.1, # s, of those that are tried
+    longest=20, # s
 )->np.ndarray: # (n_cells,) s; NaN where y hardly changes
     "Time constant of an exponential through points; the best of a grid, each with a regression"
+    grid = np.geomspace(shortest, longest, 150)
     curves = np.stack([np.exp(-t/grid[:, None]), np.ones((len(grid), len(t)))], 2)   # (grid, n, 2)
     basis, _ = np.linalg.qr(curves)
     explained = ((basis.transpose(0, 2, 1) @ y)**2).sum(1)                            # (grid, n_cells)

@@ -110,16 +110,23 @@ def _papers_sections(every):
     return [Section("Beside the papers, cell by cell", papers_note, format_table(table), figure="papers")]
 
 # %% ../nbs/15_report.ipynb #33ce5e38
+_answers = ["model", "test_corr", "cc_max", "cc_norm", "bits_per_spike"]
+
+def _answers_first(table):
+    "The table with the columns in front that a reader looks for, on a phone the only ones in view"
+    others = [name for name in table if name not in _answers]
+    return table[_answers + others]
+
 def _table_sections(every):
     "Tables, those left out that would be empty"
     silence = _silence(every)
     behind = differences(every)
     seeds = seeds_table(every)
     words = "\n\n".join([summary_sentence(every), *about_runs(every)])
-    sections = [Section("Results", words, format_table(results_table(every)))]
+    sections = [Section("Results", words, _answers_first(format_table(results_table(every))))]
     if silence:
         table = format_table(results_table(every, signal_only=True))
-        sections.append(Section("Only cells with a signal", silence, table))
+        sections.append(Section("Only cells with a signal", silence, _answers_first(table)))
     if len(behind): sections.append(Section("Differences", _differences_text, format_table(behind)))
     if len(seeds): sections.append(Section("Over seeds", _seeds_text, seeds))
     return sections
@@ -136,7 +143,9 @@ _cells_text = ("Test correlation with its 95 % interval. Black: the ceiling, wit
 _ceilings_text = ("Each cell's test correlation against its ceiling: a perfect model would lie on the line. "
                   "Cells whose ceiling is undefined are not drawn here.")
 _curves_text = "A validation correlation that falls while the training correlation rises is overfitting."
-_rates_text = "Where the cells fire most, in each part. Grey band: range over the repeats. r is over the whole part."
+_rates_text = ("Where the cells fire most, in each part. Grey band: range over the repeats. r is over the whole part. "
+               "Training and validation movies were seen once, and the noise of a single answer cannot be predicted: "
+               "r is lower there than against a mean of repeats.")
 
 MOST_RATES = 12     # models whose rates are drawn
 _FEW_EPOCHS = 4     # fewer say nothing about a course
@@ -146,7 +155,8 @@ def _long_trained(every): return [e for e in every if len(e.run.history) >= _FEW
 def _rates_sections(every):
     "The rates of each model; of very many the best"
     names = _rates_names(every)
-    return [Section(f"Rates: {e.label}", _rates_text, figure=names[e.label]) for e in every[:MOST_RATES]]
+    texts = [_rates_text, *["As above."]*(len(every) - 1)]
+    return [Section(f"Rates: {e.label}", text, figure=names[e.label]) for e, text in zip(every[:MOST_RATES], texts)]
 
 def _figure_sections(every):
     "A section for each figure that holds all models"

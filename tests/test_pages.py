@@ -1,16 +1,24 @@
 "The pages of the site, as far as they are made before Quarto sees them"
+import ast
+import base64
 import inspect
+import io
 import re
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from execnb.nbio import read_nb
 from nbdev.processors import FilterDefaults
-from test_house import notebooks, root
+from PIL import Image
+from test_house import modules, notebooks, root
 
 import pages
+import small_figures
 from retina_nb.adaptive import AdaptiveSubunits
+from retina_nb.bncnn import BNCNN
 from retina_nb.benchmarks import run_benchmarks
 from retina_nb.data import Part
 from retina_nb.metrics import cc_norm
@@ -39,6 +47,36 @@ def test_defaults_without_addresses():
     text = shown(f)
     assert "0x" not in text and max(map(len, text.splitlines())) < 150
     assert r"Stars \* and `*` and a\_b" in text
+
+
+def test_no_default_is_an_array():
+    "One stops the building of the site, since nbdev compares defaults"
+    for module in modules:
+        tree = ast.parse((root/"retina_nb"/f"{module}.py").read_text(encoding="utf-8"))
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        defaults = [(f.name, ast.unparse(default)) for f in functions for default in [*f.args.defaults, *f.args.kw_defaults] if default]
+        arrays = [f"{name}: {default}" for name, default in defaults if re.match(r"(np|torch|pd)\.\w+(\.\w+)*\(", default)]
+        assert not arrays, f"{module}: {arrays}: make it in the function"
+
+
+def test_comments_of_the_rest_stay_in_their_place():
+    def f(a, # first
+          *more, # others
+          **options, # of something
+    ) -> Part: "One line"
+    text = shown(f)
+    assert "    *more, # others\n" in text and "    **options, # of something\n" in text and ")->Part:\n" in text
+    assert "    **given, # hyperparameters that differ from `hyperparams`\n" in shown(BNCNN)
+    assert "    **trainer_kwargs, # of Lightning's Trainer" in shown(fit) and ")->Run:\n" in shown(fit)
+
+
+def test_no_places_in_memory():
+    assert pages.without_places("{'x': <function f.<locals>.g at 0x7fd09179ed40>, 'y': 1}") == "{'x': <function f.<locals>.g>, 'y': 1}"
+
+
+def test_a_parameter_is_no_function():
+    text = pages.linked("```python\ndef f(\n    step, # apart\n    fit=3\n)\n```\n\n*Samples `step` apart, for `cc_max`*")
+    assert "*Samples `step` apart, for [`cc_max`](metrics.html#cc_max)*" in text
 
 
 def test_links_are_relative_and_not_in_code():
@@ -114,3 +152,28 @@ def test_site_settings():
     assert set(html["theme"]) == {"light", "dark"} and website["page-navigation"] and (root/"nbs"/website["favicon"]).is_file()
     assert "$web-font-path: false" in (root/"nbs"/"offline.scss").read_text()
     assert inspect.signature(pages.Entry).parameters.keys() >= {"sym", "name", "title_level"}    # as nbdev calls it
+
+
+# --- figures -----------------------------------------------------------------------------------------------------------------
+
+
+def drawn():
+    "A figure as a notebook holds it"
+    file = io.BytesIO()
+    with plt.rc_context(fname=root/"nbs"/"matplotlibrc"):
+        fig, ax = plt.subplots(figsize=(6, 2.2))
+        for shift in range(6): ax.plot(np.sin(np.arange(100)/9 + shift), label=f"{shift}")
+        ax.legend()
+        fig.savefig(file, format="png")
+    plt.close(fig)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_figures_are_sharp_and_small():
+    large = drawn()
+    small = small_figures.small(large)
+    before, after = (Image.open(io.BytesIO(base64.b64decode(figure))) for figure in (large, small))
+    assert before.size[0] in range(600, 661) and after.size == before.size    # 100 to 110 dots an inch
+    off = np.asarray(before.convert("RGB"), float) - np.asarray(after.convert("RGB"), float)
+    assert len(small) < len(large)/2 and np.sqrt((off**2).mean()) < 3
+    assert small_figures.small(small) == small

@@ -14,7 +14,7 @@ from retina_nb.data import InputError, Part, Recording, write_recording
 from retina_nb.evaluation import Evaluation, common_cells, evaluate, evaluations, read_rates, steadiness
 from retina_nb.inputs import printable
 from retina_nb.report import Section, html_report, markdown_report, print_summary, report_sections, write_results
-from retina_nb.results import cells_table, csv_text, differences, notes, results_table, seeds_table, short_table
+from retina_nb.results import cells_table, csv_text, differences, format_table, notes, results_table, seeds_table, short_table
 from retina_nb.training import Run, fit, train_run
 
 
@@ -331,6 +331,18 @@ def test_order_and_learning_curves(runs, tmp_path):
     assert "Learning curves" in [section.title for section in report_sections(runs)]
     page = (write_results(runs, tmp_path/"out")/"report.html").read_text()
     assert "width=device-width" in page and page.count('<div class="wide"><img') == page.count("<img") > 4
+
+
+def test_what_a_reader_looks_for_comes_first(runs):
+    "On a phone the first columns are the only ones in view; none is lost"
+    table = report_sections(runs)[0].table
+    assert list(table)[:4] == ["model", "test_corr", "cc_max", "cc_norm"]
+    assert sorted(table) == sorted(format_table(results_table(runs)))
+
+
+def test_a_text_that_all_rates_share_is_said_once(runs):
+    texts = [section.text for section in report_sections(runs) if section.title.startswith("Rates")]
+    assert "single answer" in texts[0] and set(texts[1:]) == {"As above."}
 
 
 def test_peaks_stay_below_the_correlation(runs):
