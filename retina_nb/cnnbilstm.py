@@ -307,7 +307,10 @@ def initialise(self:CNNBiLSTM, train, valid):
     self.train()
 
 @patch(as_prop=True)
-def default_lr(self:CNNBiLSTM): return 1e-4
+def default_lr(self:CNNBiLSTM)->float:
+    "The published one; more where the state is carried along from random weights"
+    from_random = self.hyperparams["carried"] and not self.from_data
+    return 1e-3 if from_random else 1e-4
 
 @patch(as_prop=True)
 def ema_decay(self:CNNBiLSTM): return .98 if self.from_data else None
