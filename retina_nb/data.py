@@ -21,6 +21,7 @@ from .frames import Frames, Scaling, fit_scaling, full_history, guard_frames, sp
 from .hdf5 import H5_ERRORS, LazyMovie, _dataset, _find_dataset, _follow, _names, _open, _read  # noqa: F401
 from .inputs import InputError, absolute_path, atomic_write, old_names, renamed  # noqa: F401
 from .responses import RESPONSES, SMOOTHING_S, bin_spikes, is_narrow, smooth
+from .steadiness import unsteady_words
 from .writing import _about_axes, _about_pixels, _number_cells, check_blocks, write_recording
 
 # %% ../nbs/00_data.ipynb #ce0e0227
@@ -549,7 +550,8 @@ def __repr__(self:Recording):
     test = f"test {len(self.test)/self.test.hz:.1f} s × {len(self.test.repeats)} repeats"
     missing = (_missing_words(self.train.rates, self.cell_names, "the training movie")
                + _missing_words(self.test.repeats, self.cell_names, "the repeats"))
-    return f"{self.path.name}: {cells}; {train}, {test}{missing}"
+    unsteady = unsteady_words(self.train, self.cell_names)
+    return f"{self.path.name}: {cells}; {train}, {test}{missing}{unsteady}"
 
 # %% ../nbs/00_data.ipynb #4a3ce3cf
 def _interneuron_cells(f, stimulus):
