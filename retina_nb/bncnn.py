@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['paper_hyperparams', 'for_history', 'GaussianNoise', 'PixelBatchNorm', 'batch_norm', 'ReadPlaces', 'map_shape',
-           'kernels_fit', 'cut_kernels', 'RateModel', 'trained_parameters', 'moving_average', 'batches_of',
-           'FrameItems', 'BNCNN', 'check_parts', 'check_range', 'check_rates', 'check_gradients', 'check_rebuild',
-           'noise_frames', 'check_feeding', 'check_prediction', 'check_learning', 'deviance', 'check_fit',
-           'correlation', 'check_model', 'rest_norms', 'frames_of', 'slowing_adam', 'Exponential', 'KnowsItsLog',
-           'KnowsItsLoss', 'LinearOutput', 'Softplus', 'boolean', 'cell_centers', 'elementwise', 'hyperparams',
-           'in_range', 'int_list', 'log_rate', 'log_softplus', 'loss_of_cells', 'one_of', 'optional',
-           'output_nonlinearity', 'pointwise_loss', 'positive_int', 'rules', 'validate_hyperparams']
+           'kernels_fit', 'cut_kernels', 'BNCNN', 'check_parts', 'check_range', 'check_rates', 'check_gradients',
+           'check_rebuild', 'noise_frames', 'check_feeding', 'check_prediction', 'check_learning', 'deviance',
+           'check_fit', 'correlation', 'check_model', 'Exponential', 'FrameItems', 'KnowsItsLog', 'KnowsItsLoss',
+           'LinearOutput', 'RateModel', 'Softplus', 'batches_of', 'boolean', 'cell_centers', 'elementwise', 'frames_of',
+           'hyperparams', 'in_range', 'int_list', 'log_rate', 'log_softplus', 'loss_of_cells', 'moving_average',
+           'one_of', 'optional', 'output_nonlinearity', 'pointwise_loss', 'positive_int', 'rest_norms', 'rules',
+           'slowing_adam', 'trained_parameters', 'validate_hyperparams']
 
 # %% ../nbs/02_bncnn.ipynb #87319dcb
 import copy, json, math
@@ -21,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import Dataset
 
 from .data import Frames, InputError, Part, old_names
 from .fourier import FourierConv2d
@@ -32,12 +30,16 @@ from .hyperparameters import (  # noqa: F401 (some are for whoever looks for the
 from .outputs import (  # noqa: F401
     Exponential, KnowsItsLog, KnowsItsLoss, LinearOutput, Softplus, log_rate, log_softplus, loss_of_cells,
     output_nonlinearity, pointwise_loss)
+from .rate_model import (  # noqa: F401
+    FrameItems, RateModel, batches_of, frames_of, moving_average, rest_norms, slowing_adam, trained_parameters)
 from .stretches import Stretches, stretch_convolution, stretches_of_movie, stretches_pay
 
 # %% ../nbs/02_bncnn.ipynb #d6764d6b
-_all_ = ["Exponential", "KnowsItsLog", "KnowsItsLoss", "LinearOutput", "Softplus", "boolean", "cell_centers",
-         "elementwise", "hyperparams", "in_range", "int_list", "log_rate", "log_softplus", "loss_of_cells", "one_of",
-         "optional", "output_nonlinearity", "pointwise_loss", "positive_int", "rules", "validate_hyperparams"]
+_all_ = ["Exponential", "FrameItems", "KnowsItsLog", "KnowsItsLoss", "LinearOutput", "RateModel", "Softplus",
+         "batches_of", "boolean", "cell_centers", "elementwise", "frames_of", "hyperparams", "in_range", "int_list",
+         "log_rate", "log_softplus", "loss_of_cells", "moving_average", "one_of", "optional", "output_nonlinearity",
+         "pointwise_loss", "positive_int", "rest_norms", "rules", "slowing_adam", "trained_parameters",
+         "validate_hyperparams"]
 
 # %% ../nbs/02_bncnn.ipynb #2b8d346e
 paper_hyperparams = dict(hyperparams, img_shape=(40, 50, 50), chans=[8, 8], ksizes=[15, 11, 11], bias=True,
@@ -134,222 +136,6 @@ def cut_kernels(
         cut = [min(ksize, longest) for ksize in ksizes]
         if kernels_fit(size, cut, pads): break
     return cut
-
-# %% ../nbs/02_bncnn.ipynb #91217b9b
-class RateModel(nn.Module):
-    "A model of firing rates: write `drive` and `output`, override what else differs"
-    # -- what it is --------------------------------------------------------------------------------
-    defaults = hyperparams   # all hyperparameters, with the values that hold where none is given
-    rules = rules            # how each is checked, and what is said where it is wrong
-    before = {}              # what holds for runs from before a hyperparameter was there
-    base = None              # name of the model that is trained first, on whose weights this one stands
-    stateful = False         # does a rate depend on more of the movie than the window?
-
-    def __init__(self,
-        **given, # hyperparameters that differ from `defaults`
-    ):
-        super().__init__()
-        self.hyperparams = validate_hyperparams(given, self.defaults, self.rules, type(self).__name__)
-        self.img_shape, self.n_units = self.size()
-
-    @classmethod
-    def suggest(cls,
-        given, # hyperparameters by name, img_shape and n_units among them
-        hz, # frames a second
-        full_field=False, # are all pixels of a frame equal?
-    )->dict: # hyperparameters by name
-        "What suits the frames of a recording better than `defaults`"
-        return {}
-
-    def size(self):
-        "Frames of history, height and width; and the number of cells"
-        return self.hyperparams["img_shape"], self.hyperparams["n_units"]
-
-    # -- what it computes --------------------------------------------------------------------------
-    output: nn.Module        # from drive to rate in Hz; it may say the log of the rate, see `log_rate`
-
-    def drive(self,
-        x, # stimuli, (batch, history, height, width), scaled
-    )->torch.Tensor: # (batch, n_units)
-        "What goes through the output nonlinearity"
-        raise NotImplementedError(f"{type(self).__name__}: expected a method drive(x), from scaled windows "
-                                  "(batch, history, height, width) to (batch, n_units)")
-
-    def forward(self,
-        x, # stimuli, (batch, history, height, width), scaled
-    )->torch.Tensor: # rates, (batch, n_units) Hz
-        return self.output(self.drive(x))
-
-    # -- how it is fed -----------------------------------------------------------------------------
-    clip_length = 1          # samples that stay together in a batch, five frames from one to the next
-    min_batch = 2            # a last batch with fewer samples is left out; batch normalisation needs two
-    batches = None           # "windows" or "stretches", where a model can be fed either way
-
-    def choose_batches(self,
-        wish="auto", # auto, windows or stretches
-    ):
-        "Settle how it is fed; auto leaves that to the model"
-        if wish == "auto": return
-        name = type(self).__name__
-        raise InputError(f"{name}: batches: expected auto, as it is fed in one way only, found {wish!r}")
-
-    def dataset(self,
-        frames, # Frames: windows of the movie and the rates at their newest frame
-    ): # a torch Dataset with `__getitems__` that gives (batch, rates)
-        "What batches are made of"
-        return frames
-
-    def items_in_batch(self,
-        batch_size, # frames
-    )->int:
-        "Items of `dataset` that make a batch of so many frames"
-        return batch_size
-
-    def drive_batch(self,
-        batch, # as `dataset` gives it, 8-bit frames
-        scale, # Scaling that turns them into floats
-    )->torch.Tensor: # (frames of the batch, n_units)
-        "The drive at every frame of a batch"
-        return self.drive(scale(batch))
-
-    # -- how it learns -----------------------------------------------------------------------------
-    default_history = .4     # seconds of stimulus in a window; 0 for a single frame
-    default_lr = 1e-3        # learning rate
-    default_epochs = 100     # at most; 0 for a model that `initialise` solves
-    ema_decay = None         # share of the moving average of the weights that stays at each step; None for no average
-    shared = ()              # names of the parameters that several recordings train together
-    progress = True          # show how far `initialise` has come, where that takes long?
-
-    def initialise(self,
-        train, # what `dataset` makes of the training frames
-        valid, # and of the validation frames
-    ):
-        "Set out from good weights, before the first epoch; returns what solution.json is to hold, or None"
-
-    def penalty(self):
-        "What is added to the Poisson loss, scalar"
-        return 0.
-
-    def parameter_groups(self,
-        lr, # learning rate
-    )->list: # of dicts, as torch's optimisers take them
-        "What is optimised, and how fast"
-        return [dict(params=trained_parameters(self), lr=lr)]
-
-    def make_optimizer(self,
-        lr, # learning rate
-        groups=None, # parameter groups, where several models train together; this model's own if None
-    ): # what Lightning's `configure_optimizers` takes
-        "Adam over all that is trained"
-        groups = groups or self.parameter_groups(lr)
-        device = groups[0]["params"][0].device
-        return torch.optim.Adam(groups, lr=lr, fused=device.type in ("cpu", "cuda"))
-
-    def refine(self,
-        train, # Frames of the training part
-        valid, # Frames of the validation part
-    ): # dict, what training_results.json is to hold of it; or None
-        "Go on from the best weights in a way of its own, after the last epoch"
-
-    def after_fit(self,
-        train, # Frames of the training part
-        part, # the Part of the recording that they are from
-    ):
-        "What is learned once the rest stands"
-
-    # -- how it predicts ---------------------------------------------------------------------------
-    def predict_movie(self,
-        frames, # Frames: where to predict
-        batch_size=128, # frames at a time
-    )->torch.Tensor: # rates, (frames, n_units) Hz, on the CPU
-        "Rates at all frames, in their order"
-        device = next(self.parameters()).device
-        rates = torch.empty(len(frames), self.n_units)
-        for at, windows in batches_of(frames, batch_size): rates[at] = self(frames.scale(windows.to(device))).float().cpu()
-        return rates
-
-    @property
-    def knows_spike_history(self)->bool:
-        "Has it learned to use the recorded spikes of the past?"
-        return False
-
-    def predict_with_history(self,
-        frames, # Frames: where to predict
-        counts, # recorded spikes in each frame of their movie, (time, n_units)
-    )->torch.Tensor: # (frames, n_units) Hz
-        "Rates at all frames, knowing the recorded spikes before each of them"
-        name = type(self).__name__
-        raise InputError(f"{name}: expected a model that knows spike history, found one that does not")
-
-    # -- its input ---------------------------------------------------------------------------------
-    def check_input(self,
-        x, # what may be a batch of stimuli
-    )->torch.Tensor: # x, if it is one
-        "Refuses what is not a batch of scaled stimuli of this model's shape"
-        name = type(self).__name__
-        if not torch.is_tensor(x) or not x.is_floating_point():
-            kind = x.dtype if torch.is_tensor(x) else type(x).__name__
-            raise InputError(f"{name}: expected a tensor of scaled frames (float), found {kind}")
-        if tuple(x.shape[1:]) != tuple(self.img_shape):
-            size = ", ".join(map(str, self.img_shape))
-            raise InputError(f"{name}: expected frames of shape (batch, {size}), found {tuple(x.shape)}")
-        return x
-
-# %% ../nbs/02_bncnn.ipynb #921db2b1
-@patch
-def use_linear_output(self:RateModel):
-    "Predict graded responses, of any sign: a `LinearOutput` in the place of the output nonlinearity"
-    own = self.output
-    if isinstance(own, LinearOutput): return
-    line = LinearOutput(self.n_units)
-    places = [(module, name) for module in self.modules() for name, child in module.named_children() if child is own]
-    for module, name in places: setattr(module, name, line)
-
-# %% ../nbs/02_bncnn.ipynb #ff6bfda3
-def trained_parameters(
-    model, # any model of rates
-)->list:
-    "All parameters that training changes"
-    return [p for p in model.parameters() if p.requires_grad]
-
-def moving_average(
-    decay, # share of the average that stays at each step
-): # what torch's `AveragedModel` and Lightning's `WeightAveraging` take as `multi_avg_fn`
-    "A moving average of the weights, of fewer steps at first"
-    def update(averages, weights, n):
-        share = min(decay, (1 + n.item())/(10 + n.item()))
-        get_ema_multi_avg_fn(share)(averages, weights, n)
-    return update
-
-def batches_of(
-    dataset, # with `__getitems__`
-    batch_size, # items at a time
-): # yields (slice of the items, batch without the rates)
-    "All items of a dataset in their order, batch by batch"
-    for start in range(0, len(dataset), batch_size):
-        stop = min(start + batch_size, len(dataset))
-        batch, _ = dataset.__getitems__(range(start, stop))
-        yield slice(start, stop), batch
-
-# %% ../nbs/02_bncnn.ipynb #4a57a13c
-class FrameItems(Dataset):
-    "Base of datasets made from Frames; write `__getitems__`, and `__len__` where an item is not a frame"
-    def __init__(self,
-        frames, # Frames
-    ): self.frames = frames
-    def __len__(self): return len(self.frames)
-    def __getitems__(self, items):
-        "A batch: (what the model's `drive_batch` takes, rates)"
-        raise NotImplementedError(f"{type(self).__name__}: expected a method __getitems__(items) that gives (batch, rates)")
-    @property
-    def nbytes(self): return self.frames.nbytes # of the movie
-    def to(self,
-        device, # where batches are to be made
-        like=None, # a dataset of the same movie that is there already
-    ):
-        "Move movie and rates to the device that computes"
-        self.frames.to(device, like and like.frames)
-        return self
 
 # %% ../nbs/02_bncnn.ipynb #b7020832
 class BNCNN(RateModel):
@@ -692,44 +478,7 @@ def predict_movie(self:BNCNN, frames, batch_size=128):
         rates[at] = self.output(self.readout(maps)).float().cpu()
     return rates
 
-# %% ../nbs/02_bncnn.ipynb #39b26736
-def rest_norms(
-    model, # a module
-):
-    "Let all batch normalisations use the statistics that they have"
-    for layer in model.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm): layer.eval()
-
-def frames_of(
-    dataset, # what a model's `dataset` made of Frames
-)->Frames:
-    "The Frames that a dataset is made of"
-    return dataset if isinstance(dataset, Frames) else dataset.frames
-
-def slowing_adam(
-    groups, # parameter groups
-    lr, # learning rate
-    half=1000, # steps until it is half of that
-)->dict: # what Lightning's `configure_optimizers` takes
-    "Adam, with a rate that rises for 5 steps and then falls as 1/step"
-    adam = torch.optim.Adam(groups, lr=lr, betas=(.9, .99))
-    def factor(step): return min(1, (step + 1)/5)/(1 + step/half)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
-    return dict(optimizer=adam, lr_scheduler=dict(scheduler=schedule, interval="step"))
-
 # %% ../nbs/02_bncnn.ipynb #43b9e75e
-@patch(as_prop=True)
-def from_data(self:RateModel)->bool:
-    "Do its first weights come from the data?"
-    return self.hyperparams.get("start") == "data"
-
-@patch
-def train(self:RateModel, mode=True):
-    "To training or evaluation; with a start from data the normalisations rest"
-    nn.Module.train(self, mode)
-    if self.from_data: rest_norms(self)
-    return self
-
 @patch
 def set_kernels(self:BNCNN,
     layer, # 0 or 1
