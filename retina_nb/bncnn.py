@@ -4,27 +4,29 @@
 
 # %% auto #0
 __all__ = ['paper_hyperparams', 'for_history', 'GaussianNoise', 'PixelBatchNorm', 'batch_norm', 'ReadPlaces', 'map_shape',
-           'kernels_fit', 'cut_kernels', 'BNCNN', 'check_parts', 'check_range', 'check_rates', 'check_gradients',
-           'check_rebuild', 'noise_frames', 'check_feeding', 'check_prediction', 'check_learning', 'deviance',
-           'check_fit', 'correlation', 'check_model', 'Exponential', 'FrameItems', 'KnowsItsLog', 'KnowsItsLoss',
-           'LinearOutput', 'RateModel', 'Softplus', 'batches_of', 'boolean', 'cell_centers', 'elementwise', 'frames_of',
+           'kernels_fit', 'cut_kernels', 'BNCNN', 'Exponential', 'FrameItems', 'KnowsItsLog', 'KnowsItsLoss',
+           'LinearOutput', 'RateModel', 'Softplus', 'batches_of', 'boolean', 'cell_centers', 'check_feeding',
+           'check_fit', 'check_gradients', 'check_learning', 'check_model', 'check_parts', 'check_prediction',
+           'check_range', 'check_rates', 'check_rebuild', 'correlation', 'deviance', 'elementwise', 'frames_of',
            'hyperparams', 'in_range', 'int_list', 'log_rate', 'log_softplus', 'loss_of_cells', 'moving_average',
-           'one_of', 'optional', 'output_nonlinearity', 'pointwise_loss', 'positive_int', 'rest_norms', 'rules',
-           'slowing_adam', 'trained_parameters', 'validate_hyperparams']
+           'noise_frames', 'one_of', 'optional', 'output_nonlinearity', 'pointwise_loss', 'positive_int', 'rest_norms',
+           'rules', 'slowing_adam', 'trained_parameters', 'validate_hyperparams']
 
 # %% ../nbs/02_bncnn.ipynb #87319dcb
-import copy, json, math
+import math
 from importlib import import_module
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .data import Frames, InputError, Part, old_names
+from .contract import (  # noqa: F401 (some are for whoever looks for them here, where they were)
+    check_feeding, check_fit, check_gradients, check_learning, check_model, check_parts, check_prediction, check_range,
+    check_rates, check_rebuild, correlation, deviance, noise_frames)
+from .data import InputError, old_names
 from .fourier import FourierConv2d
-from .hyperparameters import (  # noqa: F401 (some are for whoever looks for them here, where they were)
+from .hyperparameters import (  # noqa: F401
     boolean, cell_centers, elementwise, hyperparams, in_range, int_list,
     one_of, optional, positive_int, rules, validate_hyperparams)
 from .outputs import (  # noqa: F401
@@ -36,10 +38,12 @@ from .stretches import Stretches, stretch_convolution, stretches_of_movie, stret
 
 # %% ../nbs/02_bncnn.ipynb #d6764d6b
 _all_ = ["Exponential", "FrameItems", "KnowsItsLog", "KnowsItsLoss", "LinearOutput", "RateModel", "Softplus",
-         "batches_of", "boolean", "cell_centers", "elementwise", "frames_of", "hyperparams", "in_range", "int_list",
-         "log_rate", "log_softplus", "loss_of_cells", "moving_average", "one_of", "optional", "output_nonlinearity",
-         "pointwise_loss", "positive_int", "rest_norms", "rules", "slowing_adam", "trained_parameters",
-         "validate_hyperparams"]
+         "batches_of", "boolean", "cell_centers", "check_feeding", "check_fit", "check_gradients", "check_learning",
+         "check_model", "check_parts", "check_prediction", "check_range", "check_rates", "check_rebuild",
+         "correlation", "deviance", "elementwise", "frames_of", "hyperparams", "in_range", "int_list", "log_rate",
+         "log_softplus", "loss_of_cells", "moving_average", "noise_frames", "one_of", "optional",
+         "output_nonlinearity", "pointwise_loss", "positive_int", "rest_norms", "rules", "slowing_adam",
+         "trained_parameters", "validate_hyperparams"]
 
 # %% ../nbs/02_bncnn.ipynb #2b8d346e
 paper_hyperparams = dict(hyperparams, img_shape=(40, 50, 50), chans=[8, 8], ksizes=[15, 11, 11], bias=True,
@@ -205,199 +209,6 @@ class BNCNN(RateModel):
         return self.sequential[:8](self.check_input(x))
     def readout(self, maps): return self.sequential[8:11](maps) # drive, (batch, n_units)
     def drive(self, x): return self.readout(self.feature_maps(x))
-
-# %% ../nbs/02_bncnn.ipynb #e3922ebf
-def check_parts(
-    model, # any model of rates
-):
-    "All that has no default is there"
-    name = type(model).__name__
-    assert isinstance(model, RateModel), f"{name}: expected a subclass of RateModel"
-    assert type(model).drive is not RateModel.drive, \
-        f"{name}: expected a method drive(x), from windows (batch, history, height, width) to (batch, n_units)"
-    assert "output" in dict(model.named_children()), \
-        f"{name}: expected self.output, a module from drive to rate, as Exponential or Softplus"
-    assert len(model.img_shape) == 3 and model.n_units >= 1, \
-        f"{name}: expected img_shape (history, height, width) and n_units"
-
-# %% ../nbs/02_bncnn.ipynb #8edf6f4c
-def check_range(
-    rates, # Hz, a tensor
-    shape, # that they must have
-    where, # they come from
-):
-    "Rates of a shape, finite and not negative"
-    assert rates.shape == shape, f"{where}: expected rates of shape {shape}, found {tuple(rates.shape)}"
-    good = rates.isfinite().all() and (rates >= 0).all()
-    assert good, f"{where}: expected finite rates of 0 or more, found {rates.min()} to {rates.max()} Hz"
-
-def check_rates(
-    model, # any model of rates
-    x, # stimuli, (batch, *model.img_shape)
-):
-    "The rates are such as rates can be"
-    expected = (len(x), model.n_units)
-    with torch.no_grad():
-        found = tuple(model.train()(x).shape)
-        assert found == expected, f"expected rates of shape {expected} in training, found {found}"
-        model.eval()
-        for stimulus in (x, 0*x, 1e6*x, -1e6*x):
-            rates = model(stimulus)
-            check_range(rates, expected, "forward")
-            assert torch.equal(rates, model(stimulus)), "rates differ from one call to the next in evaluation"
-            drive = model.drive(stimulus)
-            assert torch.equal(rates, model.output(drive)), "forward is not output(drive)"
-            log = log_rate(drive, model.output)
-            assert log.isfinite().all(), "the log of the rate is not finite: give the output a method log(drive)"
-
-# %% ../nbs/02_bncnn.ipynb #27e57256
-def check_gradients(
-    model, # any model of rates
-    x, # stimuli, (batch, *model.img_shape)
-    y, # rates to predict, (batch, n_units) Hz
-):
-    "Every parameter that is trained gets a finite gradient"
-    model.train().zero_grad()
-    F.poisson_nll_loss(model(x), y, log_input=False).backward()
-    assert trained_parameters(model), \
-        "expected parameters to train, found none; default_epochs = 0 says that `initialise` does all"
-    for name, p in model.named_parameters():
-        if not p.requires_grad: continue
-        finite = p.grad is not None and p.grad.isfinite().all()
-        assert finite, f"{name}: expected a finite gradient, found {p.grad}"
-
-# %% ../nbs/02_bncnn.ipynb #6d05d92d
-def check_rebuild(
-    model, # any model of rates
-    x, # stimuli, (batch, *model.img_shape)
-):
-    "Hyperparameters that went through JSON, and the state, make the same model again"
-    again = type(model)(**json.loads(json.dumps(model.hyperparams))).to(x)
-    again.load_state_dict(model.state_dict(), strict=True)
-    assert again.hyperparams == model.hyperparams, \
-        f"expected the hyperparameters {model.hyperparams}, found {again.hyperparams} in the rebuilt model"
-    with torch.no_grad(): same = torch.equal(again.eval()(x), model.eval()(x))
-    assert same, "the rebuilt model gives other rates"
-
-# %% ../nbs/02_bncnn.ipynb #e46dd868
-def noise_frames(
-    model, # any model of rates
-    n=24, # windows
-)->Frames:
-    "A short movie of noise, shaped for a model, with rates between 0 and 2 Hz"
-    rng = np.random.default_rng(0)
-    history, *size = model.img_shape
-    movie = rng.integers(0, 256, (n + history - 1, *size), dtype=np.uint8)
-    rates = rng.uniform(0, 2, (len(movie), model.n_units)).astype(np.float32)
-    return Frames(Part(movie, rates), history=history)
-
-@torch.no_grad()
-def check_feeding(
-    model, # any model of rates
-    frames, # Frames, as from `noise_frames`
-):
-    "Batches of the model's own dataset give a drive for every frame"
-    model.eval()
-    dataset = model.dataset(frames)
-    batch, y = dataset.__getitems__(list(range(min(8, len(dataset)))))
-    drive = model.drive_batch(batch, frames.scale)
-    expected = (len(y), model.n_units)
-    assert drive.shape == expected, \
-        f"drive_batch: expected (frames of the batch, n_units) = {expected}, found {tuple(drive.shape)}"
-    if model.stateful: return
-    windows, _ = frames.__getitems__(list(range(len(y))))
-    of_windows = model.drive(frames.scale(windows))
-    torch.testing.assert_close(drive, of_windows, rtol=1e-3, atol=1e-3, msg="drive_batch differs from drive")
-
-@torch.no_grad()
-def check_prediction(
-    model, # any model of rates
-    frames, # Frames, as from `noise_frames`
-):
-    "A predicted movie holds a rate for every frame"
-    rates = model.eval().predict_movie(frames)
-    check_range(rates, (len(frames), model.n_units), "predict_movie")
-    if model.stateful: return
-    windows, _ = frames.__getitems__(list(range(len(frames))))
-    of_windows = model(frames.scale(windows))
-    torch.testing.assert_close(rates, of_windows, rtol=1e-3, atol=1e-3, msg="predict_movie differs from forward")
-
-def check_learning(
-    model, # any model of rates
-    frames, # Frames, as from `noise_frames`
-):
-    "Start, penalty and optimiser are such as training takes them"
-    dataset = model.dataset(frames)
-    model.train().initialise(dataset, dataset)
-    penalty = torch.as_tensor(model.penalty())
-    assert penalty.numel() == 1 and penalty.isfinite(), f"penalty: expected a finite number, found {penalty}"
-    if not model.default_epochs: return
-    made = model.make_optimizer(model.default_lr)
-    optimizer = made["optimizer"] if isinstance(made, dict) else made
-    assert isinstance(optimizer, torch.optim.Optimizer), \
-        f"make_optimizer: expected what Lightning's configure_optimizers takes, found {type(made).__name__}"
-
-# %% ../nbs/02_bncnn.ipynb #455dbbf5
-def deviance(
-    y, # recorded rates, (time, cells) Hz
-    rates, # predicted rates, the same shape or one that broadcasts to it
-)->torch.Tensor: # mean over time and cells
-    "Poisson deviance"
-    return 2*(torch.xlogy(y, y) - torch.xlogy(y, rates) - y + rates).mean()
-
-# %% ../nbs/02_bncnn.ipynb #8f938b4d
-def check_fit(
-    model, # any model of rates
-    x, # stimuli, (batch, *model.img_shape)
-    y, # rates to predict, (batch, n_units) Hz
-    steps:int, # of Adam
-    lr:float, # learning rate
-    most:float=0.5, # of the mean rates' deviance may be left
-)->float: # the share that is left
-    "One batch can be fitted"
-    model.train()
-    adam = torch.optim.Adam(trained_parameters(model), lr)
-    for _ in range(steps):
-        adam.zero_grad()
-        F.poisson_nll_loss(model(x), y, log_input=False).backward()
-        adam.step()
-    with torch.no_grad(): left = (deviance(y, model(x))/deviance(y, y.mean(0))).item()
-    assert left < most, f"expected under {most:.0%} of the deviance after {steps} steps on one batch, found {left:.0%}"
-    return left
-
-# %% ../nbs/02_bncnn.ipynb #81ce8359
-def correlation(
-    y, # (..., time, n), or (..., time, 1)
-    yhat, # (..., time, n)
-)->torch.Tensor: # (..., n), NaN where either is constant
-    "Pearson correlation over time, of each column"
-    y = y - y.mean(-2, keepdim=True)
-    yhat = yhat - yhat.mean(-2, keepdim=True)
-    return (y*yhat).sum(-2)/(y.norm(dim=-2)*yhat.norm(dim=-2))
-
-# %% ../nbs/02_bncnn.ipynb #887c6468
-def check_model(
-    model, # any model of rates; it is left as it was
-    batch:int=16, # stimuli to test with
-    steps:int=60, # of training on them
-    lr:float=0.01, # learning rate
-)->float: # Poisson deviance left by fitting one batch, as a share of the mean rates'; NaN for a solved model
-    "The contract that every model keeps, or an AssertionError that says what is missing"
-    check_parts(model)
-    model, p = copy.deepcopy(model), next(model.parameters())
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        history, *size = model.img_shape
-        x = F.interpolate(torch.rand(batch, history, 4, 4), size).to(p)
-        y = 2*torch.rand(batch, model.n_units).to(p)
-        check_rates(model, x)
-        if model.default_epochs: check_gradients(model, x, y)
-        check_rebuild(model, x)
-        frames = noise_frames(model)
-        check_feeding(model, frames)
-        check_prediction(model, frames)
-        check_learning(copy.deepcopy(model), frames)
-        return check_fit(model, x, y, steps, lr) if model.default_epochs else math.nan
 
 # %% ../nbs/02_bncnn.ipynb #4d642529
 @patch
