@@ -166,7 +166,7 @@ class BNCNN(RateModel):
 
     @classmethod
     def suggest(cls, given, hz, full_field=False):
-        "Kernels that fit the frame; for a history of frames that are not full field, the papers' shape and a start from the data"
+        "Kernels that fit the frame; for a history of frames with places, the papers' shape and a start from the data"
         sees_time_and_place = given["img_shape"][0] > 1 and not full_field
         suggested = for_history if sees_time_and_place and given.get("start") != "random" else {}
         values = cls.defaults | suggested | given

@@ -172,8 +172,10 @@ def check_fit(
         adam.zero_grad()
         F.poisson_nll_loss(model(x), y, log_input=False).backward()
         adam.step()
-    with torch.no_grad(): left = (deviance(y, model(x))/deviance(y, y.mean(0))).item()
-    assert left < most, f"expected under {most:.0%} of the deviance after {steps} steps on one batch, found {left:.0%}"
+    with torch.no_grad(): rates = model(x)
+    left = (deviance(y, rates)/deviance(y, y.mean(0))).item()
+    assert left < most, \
+        f"expected under {most:.0%} of the deviance after {steps} steps on one batch, found {left:.0%}"
     return left
 
 # %% ../nbs/02_contract.ipynb #81ce8359

@@ -107,7 +107,7 @@ def pointwise_loss(
     rates, # the same shape; no NaN
     output, # the output nonlinearity
 )->torch.Tensor: # the same shape
-    "The loss of an output, which is Poisson's where it says nothing else, without the term that does not depend on the model"
+    "The loss of an output, Poisson's where it says nothing else, without the term that does not depend on the model"
     if isinstance(output, KnowsItsLoss): return output.loss(drive, rates)
     return output(drive) - rates*log_rate(drive, output)
 

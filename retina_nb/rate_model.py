@@ -139,7 +139,8 @@ class FrameItems(Dataset):
     def __len__(self): return len(self.frames)
     def __getitems__(self, items):
         "A batch: (what the model's `drive_batch` takes, rates)"
-        raise NotImplementedError(f"{type(self).__name__}: expected a method __getitems__(items) that gives (batch, rates)")
+        name = type(self).__name__
+        raise NotImplementedError(f"{name}: expected a method __getitems__(items) that gives (batch, rates)")
     @property
     def nbytes(self): return self.frames.nbytes # of the movie
     def to(self,
