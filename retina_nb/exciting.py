@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .bncnn import log_rate
 from .data import InputError
 from .eda import cell_index, sample_frames
+from .outputs import log_rate
 from .receptive_fields import some_windows
 
 # %% ../nbs/09_exciting.ipynb #65b85d82

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from .bncnn import loss_of_cells
 from .first_guesses import CoarseFeatures
+from .outputs import loss_of_cells
 from .stretches import stretches_of_movie
 
 # %% ../nbs/08_network_start.ipynb #40c86267

@@ -17,8 +17,9 @@ from fastcore.basics import patch
 from torch import nn
 
 from .baselines import Filters, LN, Pooled, localities, pool, poisson_fit
-from .bncnn import LinearOutput, log_softplus, loss_of_cells, positive_int
 from .first_guesses import CoarseFeatures, centre_and_spread, local_gain, relative_excess
+from .hyperparameters import positive_int
+from .outputs import LinearOutput, log_softplus, loss_of_cells
 
 
 # %% ../nbs/08_quadratic.ipynb #38e4e362

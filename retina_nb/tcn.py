@@ -15,7 +15,9 @@ from fastcore.basics import patch
 from torch import nn
 
 from .adaptive import Segments
-from .bncnn import LinearOutput, RateModel, Softplus, batches_of, in_range, optional, positive_int
+from .hyperparameters import in_range, optional, positive_int
+from .outputs import LinearOutput, Softplus
+from .rate_model import RateModel, batches_of
 
 # %% ../nbs/19_tcn.ipynb #9c7486fd
 def _uniform(*shape, fan_in):

@@ -16,7 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .baselines import cosine_basis
-from .bncnn import loss_of_cells, moving_average, pointwise_loss
+from .outputs import loss_of_cells, pointwise_loss
+from .rate_model import moving_average
 
 
 # %% ../nbs/08_temporal_core.ipynb #43775623

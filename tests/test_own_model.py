@@ -3,6 +3,7 @@ import json
 import os
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import forks
 from test_training import recording  # noqa: F401 a fixture
 
+from retina_nb import bncnn, contract, hyperparameters, outputs, rate_model
 from retina_nb.bncnn import RateModel, Softplus, check_model
 from retina_nb.commands import retina_train
 from retina_nb.data import InputError, Recording
@@ -45,6 +47,16 @@ class Stranger(torch.nn.Linear): pass
 class Stiff(RateModel):
     def __init__(self, size): super().__init__()
 '''
+
+
+@pytest.mark.parametrize("room", [outputs, hyperparameters, rate_model, contract], ids=lambda m: m.__name__)
+def test_what_bncnn_handed_on_is_still_found_there(room):
+    "Models written before import all of the contract from retina_nb.bncnn"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = {name: getattr(bncnn, name) for name in room.__all__}
+    assert all(value is getattr(room, name) for name, value in found.items())
+    assert set(room.__all__) <= set(bncnn.__all__)
 
 
 def start(command, *args, cwd):
