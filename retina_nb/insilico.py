@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .data import InputError
 from .bench import ModelCells, as_responder, colors
 from .exciting import most_exciting
-from .experiments import experiments, sheet
+from .experiments import experiments, question, sheet
 from .inside import untrained
 from .receptive_fields import ReceptiveField, draw_field, noise_like, rate_triggered_average, time_course
 from .stimuli import Screen
@@ -198,7 +198,7 @@ def _experiment_section(bench, label):
     "One experiment of all runs"
     from retina_nb.report import Section
     result = next(iter(bench.results.values()))[label]
-    text = f"{experiments[label].__doc__} P{str(result.criterion)[1:]}. Shown: {_shown(result)}."
+    text = f"{question(label)} P{str(result.criterion)[1:]}. Shown: {_shown(result)}."
     return Section(label.replace("_", " ").capitalize(), text, figure=label)
 
 _verdict_text = (
