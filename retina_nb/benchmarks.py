@@ -434,9 +434,9 @@ class _HeadOnStimuli(LinearStackedBNCNN):
     dataset = RateModel.dataset
     drive_batch = RateModel.drive_batch
 
-def bench_other_loops(table, rec, steps, rounds, settings):
+def bench_other_loops(table, rec, steps, rounds, adaptive, settings):
     "The loop against the bare step where the reference has no such model"
-    two_segments = Case(rec, "adaptive", 40, batch_size=8)
+    two_segments = Case(rec, "adaptive", 40, batch_size=8, **adaptive or {})
     what = "adaptive, history 40: loop / bare step, 2 segments of 300"
     bench_fit(table, two_segments, what, max(2, steps//2), rounds, unit="segments/s")
     head, on_stimuli = Case(rec, "stacked", **settings), Case(rec, _HeadOnStimuli, **settings)
@@ -535,11 +535,11 @@ def bench_data(table, small, path, frames, rounds):
     table.add("memory, the same, read lazily / the reference's way", lazy, reference, unit, reference/lazy)
 
 # %% ../nbs/10_benchmarks.ipynb #4d6764da
-def bench_lazy(table, path, steps, rounds):
+def bench_lazy(table, path, steps, rounds, settings):
     "Training on a movie that is read lazily, with a small model, for which reading counts more"
     rec, lazy_rec = Recording(path), Recording(path, in_memory=False)
     for history in (1, 40):
-        case = Case(rec, history=history, chans=[8, 8])
+        case = Case(rec, history=history, **dict(chans=[8, 8]) | settings)
         def lazy(): return case.time_fit_steps(steps, lazy_rec)
         def in_memory(): return case.time_fit_steps(steps)
         what = f"small bncnn, history {history}: loop, read lazily / in memory"
@@ -647,7 +647,8 @@ def run_benchmarks(
     steps=8, # of a batch of 32 in a measurement
     rounds=9, # how often each thing is timed
     epoch=device.type == "cuda", # measure a whole epoch, too?
-    **settings, # hyperparameters that differ from the reference project's
+    adaptive=None, # hyperparameters of AdaptiveSubunits that differ from its own, a dict
+    **settings, # of the networks, that differ from the reference project's
 ) -> pd.DataFrame: # what, first, second, unit, ratio
     "Measure everything, and print it as it comes"
     print(machine())
@@ -659,7 +660,7 @@ def run_benchmarks(
         rec = Recording(small)
         _print_header(rec)
         bench_data(table, small, path, frames, rounds)
-        bench_lazy(table, path, 8*steps, rounds)
+        bench_lazy(table, path, 8*steps, rounds, settings)
         bench_prediction(table, rec, 96*steps, rounds, settings)
         bench_costs(table, rec, Recording(hundred_cells), steps, rounds, settings)
         bench_history(table, rec, steps, rounds, settings)
@@ -667,7 +668,7 @@ def run_benchmarks(
         if not epoch: bench_step_memory(table, small, settings)
         with Reference(small) as reference:
             bench_loops(table, rec, reference, steps, rounds, settings)
-            bench_other_loops(table, rec, steps, rounds, settings)
+            bench_other_loops(table, rec, steps, rounds, adaptive, settings)
             bench_stretches(table, rec, reference, steps, rounds, settings)
             if epoch: bench_epoch(table, path, reference, 4*steps, settings)
     return pd.DataFrame(table.rows)
@@ -680,7 +681,8 @@ def _print_header(rec):
     print(f"{'first / second':<64}{'first':>12}{'second':>12} {'unit':<12}{'ratio':>8}")
 
 # %% ../nbs/10_benchmarks.ipynb #5e36972a
-quick_form = dict(frames=2600, steps=2, rounds=1, epoch=True, chans=[2, 4])
+quick_form = dict(frames=2600, steps=2, rounds=1, epoch=True, adaptive=dict(subunits=2, squares=None, core=None),
+                  chans=[2, 4], start="random")
 
 # %% ../nbs/10_benchmarks.ipynb #4a003f2d
 __getattr__ = old_names(__name__)  # names of before
