@@ -483,7 +483,7 @@ def _demo_options(name, out, protocol, epochs, hz, simulated):
     "How the demo trains a model"
     options = protocols[protocol] | {"history": demo_history(protocol, hz)}
     if epochs or simulated:  # a hundred epochs are for your own recording
-        options.update(epochs=epochs or 3, patience=0)
+        options.update(epochs=epochs or 2, patience=0)
     settings = dict(SMALL_SETTINGS[name]) if protocol == "honest" else {}
     if name == "stacked": settings["base"] = str(out/"bncnn")
     return options | {"settings": settings}
