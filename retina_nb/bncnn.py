@@ -164,17 +164,6 @@ class BNCNN(RateModel):
         self.choose_batches()
         self.train()
 
-    @classmethod
-    def suggest(cls, given, hz, full_field=False):
-        "Kernels that fit the frame; for a history of frames with places, the papers' shape and a start from the data"
-        sees_time_and_place = given["img_shape"][0] > 1 and not full_field
-        suggested = for_history if sees_time_and_place and given.get("start") != "random" else {}
-        values = cls.defaults | suggested | given
-        pads = [cls.pad, cls.pad, 0] if values["convgc"] else [cls.pad, cls.pad]
-        ksizes = cut_kernels(min(values["img_shape"][1:]), values["ksizes"], pads)
-        if ksizes != values["ksizes"]: suggested = suggested | dict(ksizes=ksizes)
-        return {name: value for name, value in suggested.items() if name not in given}
-
     def conv(self, chans_in, chans, ksize): return FourierConv2d(chans_in, chans, ksize, bias=self.hyperparams["bias"])
 
     def after_conv(self, shape):
@@ -194,21 +183,35 @@ class BNCNN(RateModel):
         conv = FourierConv2d(shape[0], self.n_units, ksize, bias=h["gc_bias"])
         return [conv, ReadPlaces(h["centers"], margin, (height, width))]
 
-    def check_places(self):
-        "A convolutional readout has a kernel, and a place for each cell"
-        name, ksizes = type(self).__name__, self.hyperparams["ksizes"]
-        n_centers = len(self.hyperparams["centers"] or [])
-        if len(ksizes) < 3:
-            raise InputError(f"{name}: ksizes: expected a third kernel size, for the readout of convgc, found {ksizes}")
-        if n_centers != self.n_units:
-            raise InputError(f"{name}: centers: expected a (row, column) for each of {self.n_units} cells, "
-                             f"as convgc needs them, found {n_centers}")
-
     def feature_maps(self, x):
         "What the last activation gives, (batch, chans[1], height, width)"
         return self.sequential[:8](self.check_input(x))
     def readout(self, maps): return self.sequential[8:11](maps) # drive, (batch, n_units)
     def drive(self, x): return self.readout(self.feature_maps(x))
+
+# %% ../nbs/02_bncnn.ipynb #44033bf2
+@patch
+def check_places(self:BNCNN):
+    "A convolutional readout has a kernel, and a place for each cell"
+    name, ksizes = type(self).__name__, self.hyperparams["ksizes"]
+    n_centers = len(self.hyperparams["centers"] or [])
+    if len(ksizes) < 3:
+        raise InputError(f"{name}: ksizes: expected a third kernel size, for the readout of convgc, found {ksizes}")
+    if n_centers != self.n_units:
+        raise InputError(f"{name}: centers: expected a (row, column) for each of {self.n_units} cells, "
+                         f"as convgc needs them, found {n_centers}")
+
+# %% ../nbs/02_bncnn.ipynb #6066db33
+@patch(cls_method=True)
+def suggest(cls:BNCNN, given, hz, full_field=False):
+    "Kernels that fit the frame; for a history of frames with places, the papers' shape and a start from the data"
+    sees_time_and_place = given["img_shape"][0] > 1 and not full_field
+    suggested = for_history if sees_time_and_place and given.get("start") != "random" else {}
+    values = cls.defaults | suggested | given
+    pads = [cls.pad, cls.pad, 0] if values["convgc"] else [cls.pad, cls.pad]
+    ksizes = cut_kernels(min(values["img_shape"][1:]), values["ksizes"], pads)
+    if ksizes != values["ksizes"]: suggested = suggested | dict(ksizes=ksizes)
+    return {name: value for name, value in suggested.items() if name not in given}
 
 # %% ../nbs/02_bncnn.ipynb #4d642529
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONFIG_RULES', 'BEFORE', 'MAY_CHANGE', 'whole_number', 'number_between', 'list_of', 'sha256', 'check_config',
-           'read_config', 'config_checksum']
+           'check_value', 'read_config', 'config_checksum']
 
 # %% ../nbs/05_config.ipynb #c54bbf2b
 import hashlib, json, re
@@ -122,11 +122,11 @@ def check_config(
         if name not in CONFIG_RULES:
             raise InputError(f"{path}: expected no other names than a training writes, found {name!r:.80}")
         rule, words = CONFIG_RULES[name]
-        _check_value(rule, words, name, value, path)
+        check_value(rule, words, name, value, path)
     is_ours = model_path(config["model"]).startswith("retina_nb.")  # others mean by their numbers what they like
-    if is_ours: _check_value(_sizes, "no number beyond 100,000", "hyperparams", config["hyperparams"], path)
+    if is_ours: check_value(_sizes, "no number beyond 100,000", "hyperparams", config["hyperparams"], path)
 
-def _check_value(rule, words, name, value, path):
+def check_value(rule, words, name, value, path):
     "An InputError where a value breaks its rule"
     try: rule(value)
     except Exception: raise InputError(f"{path}: {name}: expected {words}, found {value!r:.80}") from None

@@ -72,6 +72,20 @@ def atomic_write(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
+# %% ../nbs/00_inputs.ipynb #16b95b86
+_moved = {  # (room of before, room of now): names that went from one to the other
+    ("benchmarks", "commands"): "retina_bench",
+    ("data", "fetching"): "archive_url fetch fetch_archive",
+    ("data", "commands"): "retina_fetch",
+    ("results", "report"):
+        "ceilings_figure cells_figure leak_figure learning_curves palette rates_figure "
+        "report_sections write_results",
+    ("results", "commands"): "protocols retina_demo retina_leak retina_results",
+    ("simulation", "commands"): "retina_simulate",
+    ("sweep", "commands"): "retina_sweep",
+    ("training", "parallel"): "Sessions session_names share_core",
+    ("training", "commands"): "retina_predict retina_train"}
+
 # %% ../nbs/00_inputs.ipynb #1f52da23
 renamed = {  # module.name of before -> module:name of now
     "adaptive.Stretches": "adaptive:Segments",
@@ -84,7 +98,6 @@ renamed = {  # module.name of before -> module:name of now
     "baselines.choose": "baselines:choose_penalty",
     "baselines.fit_heights": "baselines:_most_likely_heights",
     "baselines.ramps": "baselines:_ramps",
-    "benchmarks.retina_bench": "commands:retina_bench",
     "bncnn.checked": "bncnn:validate_hyperparams",
     "bncnn.choice": "bncnn:one_of",
     "bncnn.flag": "bncnn:boolean",
@@ -94,43 +107,24 @@ renamed = {  # module.name of before -> module:name of now
     "bncnn.places": "bncnn:cell_centers",
     "bncnn.sizes": "bncnn:int_list",
     "data.Problem": "data:InputError",
-    "data.archive_url": "fetching:archive_url",
     "data.command": "commands:cli_errors",
     "data.damage": "data:H5_ERRORS",
-    "data.fetch": "fetching:fetch",
-    "data.fetch_archive": "fetching:fetch_archive",
     "data.guard": "data:guard_frames",
     "data.responses": "data:SMOOTHING_S",
-    "data.retina_fetch": "commands:retina_fetch",
     "data.whole": "data:atomic_write",
     "results.WithSpikes": "results:Evaluation",
-    "results.ceilings_figure": "report:ceilings_figure",
-    "results.cells_figure": "report:cells_figure",
     "results.headline": "report:summary_sentence",
-    "results.laptop": "commands:SMALL_SETTINGS",
-    "results.leak_figure": "report:leak_figure",
-    "results.learning_curves": "report:learning_curves",
-    "results.palette": "report:palette",
-    "results.protocols": "commands:protocols",
-    "results.rates_figure": "report:rates_figure",
+    "results.laptop": "commands:demo_models",
     "results.readable": "results:format_table",
-    "results.report_sections": "report:report_sections",
-    "results.retina_demo": "commands:retina_demo",
-    "results.retina_leak": "commands:retina_leak",
-    "results.retina_results": "commands:retina_results",
-    "results.write_results": "report:write_results",
     "simulation.DEAD": "simulation:_DEAD_MS",
     "simulation.MOVIES": "simulation:_MOVIES",
     "simulation.SURVIVAL": "simulation:_SURVIVAL",
-    "simulation.retina_simulate": "commands:retina_simulate",
-    "sweep.retina_sweep": "commands:retina_sweep",
     "training.AddUp": "parallel:AllReduceSum",
     "training.BatchNormOfAll": "parallel:SyncBatchNormMode",
     "training.Batches": "training:BatchSampler",
     "training.Clips": "cnnbilstm:FrameClips",
     "training.Features": "stacked:CachedFeatures",
     "training.OnDevice": "training:MoveDataToDevice",
-    "training.Sessions": "parallel:Sessions",
     "training.Shuffled": "training:EpochSampler",
     "training.batch_norm_of_all": "parallel:sync_batch_norm",
     "training.but_seed": "training:config_without_seed",
@@ -141,12 +135,9 @@ renamed = {  # module.name of before -> module:name of now
     "training.keep_memory": "training:keep_freed_memory",
     "training.quickest": "training:fastest_layout",
     "training.ready": "training:already_batched",
-    "training.retina_predict": "commands:retina_predict",
-    "training.retina_train": "commands:retina_train",
     "training.room": "training:free_memory",
-    "training.session_names": "parallel:session_names",
-    "training.share_core": "parallel:share_core",
     "training.train": "training:train_run"}
+renamed |= {f"{before}.{name}": f"{now}:{name}" for (before, now), names in _moved.items() for name in names.split()}
 
 # %% ../nbs/00_inputs.ipynb #6fba9b7a
 def old_names(

@@ -159,7 +159,8 @@ def fit_readout(
     readout = CellReadout(torch.zeros(len(mean)), bias)
     best_loss, best = math.inf, readout
     for share in (3, 1, .3, .1, .03):
-        root = torch.linalg.cholesky(gram + torch.diag(share*price))
+        steepness = gram + torch.diag(share*price)
+        root = torch.linalg.cholesky(steepness.double()).to(gram)          # in single precision, maps that are alike leave no root
         def penalised(readout): return loss_of(readout, train) + .5*share*curvature*(price*readout.weight**2).sum()
         readout = _minimise(penalised, readout, root)
         valid_loss = loss_of(readout, valid).item()

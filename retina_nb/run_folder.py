@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from .bncnn import RateModel, optional
 from .config import (  # noqa: F401 (some are for whoever looks for them here, where they were)
-    BEFORE, CONFIG_RULES, MAY_CHANGE, check_config, config_checksum, number_between, read_config, sha256, whole_number)
+    BEFORE, CONFIG_RULES, MAY_CHANGE, check_config, check_value, config_checksum, number_between, read_config, sha256, whole_number)
 from .data import Recording, Scaling, split_frames
 from .files import (  # noqa: F401
     check_writable, checksum, load_weights, read_bytes, read_json, remove_unfinished, save_weights, sha256_of,
@@ -259,10 +259,7 @@ def read_results(
     results = read_json(path)
     for name, rule in _RESULTS_RULES.items():
         if name in ("asked", "checksums") and name not in results: continue
-        try: rule(results[name])
-        except Exception:
-            found = f"{results.get(name)!r:.80}"
-            raise InputError(f"{path}: {name}: expected what a training writes, found {found}") from None
+        check_value(rule, "what a training writes", name, results.get(name, "nothing"), path)
     return results
 
 def read_history(

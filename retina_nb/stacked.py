@@ -126,32 +126,37 @@ class LinearStackedBNCNN(RateModel):
         self.bncnn.eval()
         return self
 
-    def features(self,
-        x, # stimuli, (batch, history, height, width), scaled
-    )->torch.Tensor: # the BNCNN's drive, then its averaged maps, (batch, features)
-        "What the frozen BNCNN makes of the stimuli; to be computed once"
-        return self.features_of(self.bncnn.feature_maps(x))
-
-    def features_of(self,
-        maps, # feature maps of the BNCNN, (batch, chans[1], height, width)
-    )->torch.Tensor: # (batch, features)
-        pooled = F.adaptive_avg_pool2d(maps, self.hyperparams["pool"])
-        return torch.cat([self.bncnn.readout(maps), pooled.flatten(1)], 1)
-
-    def standardise(self,
-        features, # of the training stimuli, (batch, features)
-    ):
-        "Sets mean and standard deviation of the features; to be called once, before training"
-        self.mean.copy_(features.mean(0))
-        std = features.std(0)
-        self.std.copy_(torch.where(std > 1e-6, std, 1.))
-
-    def head_drive(self,
-        features, # (batch, features)
-    )->torch.Tensor: # drive, (batch, n_units)
-        return features[:, :self.n_units] + self.head((features - self.mean)/self.std)
-
     def drive(self, x): return self.head_drive(self.features(x))
+
+# %% ../nbs/04_stacked.ipynb #06646761
+@patch
+def features(self:LinearStackedBNCNN,
+    x, # stimuli, (batch, history, height, width), scaled
+)->torch.Tensor: # the BNCNN's drive, then its averaged maps, (batch, features)
+    "What the frozen BNCNN makes of the stimuli; to be computed once"
+    return self.features_of(self.bncnn.feature_maps(x))
+
+@patch
+def features_of(self:LinearStackedBNCNN,
+    maps, # feature maps of the BNCNN, (batch, chans[1], height, width)
+)->torch.Tensor: # (batch, features)
+    pooled = F.adaptive_avg_pool2d(maps, self.hyperparams["pool"])
+    return torch.cat([self.bncnn.readout(maps), pooled.flatten(1)], 1)
+
+@patch
+def standardise(self:LinearStackedBNCNN,
+    features, # of the training stimuli, (batch, features)
+):
+    "Sets mean and standard deviation of the features; to be called once, before training"
+    self.mean.copy_(features.mean(0))
+    std = features.std(0)
+    self.std.copy_(torch.where(std > 1e-6, std, 1.))
+
+@patch
+def head_drive(self:LinearStackedBNCNN,
+    features, # (batch, features)
+)->torch.Tensor: # drive, (batch, n_units)
+    return features[:, :self.n_units] + self.head((features - self.mean)/self.std)
 
 # %% ../nbs/04_stacked.ipynb #db73492b
 class CachedFeatures(torch.utils.data.Dataset):

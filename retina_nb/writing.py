@@ -402,17 +402,7 @@ def _split_blocks(f, n_train, n_test, n):
     in_test = starts[starts > n - n_test] - (n - n_test)
     f["test"].attrs["blocks"] = np.append(0, in_test).astype(np.int64)
 
-# %% ../nbs/00_writing.ipynb #c57d84bf
-def _check_test(kind, stimulus, given, more):
-    "What the cells did during the test movie, `more` being said of it; None where it is to be held out"
-    every = given if stimulus is not None else given | more
-    there = [name for name, value in every.items() if value is not None]
-    expected = [f"test_{kind}"] if stimulus is not None else []
-    if there == expected: return given[f"test_{kind}"]
-    found = ", ".join(["test_stimulus"]*len(expected) + there)
-    raise InputError(f"write_recording: expected test_stimulus together with test_{kind}, or neither of them, "
-                     f"which holds out the end of the training movie; found {found}")
-
+# %% ../nbs/00_writing.ipynb #f3ddc125
 class _Clocks(NamedTuple):
     "Frames per second, and what was measured"
     hz: float
@@ -434,6 +424,17 @@ def _clocks(hz, times, test_times):
         return _Clocks(hz or (test_grid.hz if test_grid else 100.), grid, test_grid, None)
     repeats = _repeat_clocks(test_times[0], hz, test_times[1])
     return _Clocks(hz or repeats[0].hz, grid, None, repeats)
+
+# %% ../nbs/00_writing.ipynb #c57d84bf
+def _check_test(kind, stimulus, given, more):
+    "What the cells did during the test movie, `more` being said of it; None where it is to be held out"
+    every = given if stimulus is not None else given | more
+    there = [name for name, value in every.items() if value is not None]
+    expected = [f"test_{kind}"] if stimulus is not None else []
+    if there == expected: return given[f"test_{kind}"]
+    found = ", ".join(["test_stimulus"]*len(expected) + there)
+    raise InputError(f"write_recording: expected test_stimulus together with test_{kind}, or neither of them, "
+                     f"which holds out the end of the training movie; found {found}")
 
 def _write_part(f, file, part, stimulus, grid, blocks, where):
     "Write a movie and its blocks; the number of frames in the file, and of those that were given"

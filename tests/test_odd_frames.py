@@ -106,19 +106,19 @@ def test_demo(tmp_path, monkeypatch, capsys):
     from retina_nb import commands, evaluation
     def predicted(run, *args): return predict(run, *args) if run.model_name == "LN" else 1/0
     monkeypatch.setattr(evaluation, "predict", predicted)
-    monkeypatch.setattr(commands, "SMALL_SETTINGS", {"ln": {}, "bncnn": dict(chans=[2, 2]), "cnnbilstm": dict(hidden=0)})
+    monkeypatch.setattr(commands, "demo_models", ["ln", "bncnn", "resnet"])
     rec = record(tmp_path/"flicker.h5", seconds=25)
     retina_demo(data=str(rec), epochs=1, out=str(tmp_path/"demo"))
     out, err = capsys.readouterr()
     table = pd.read_csv(tmp_path/"demo"/"results.csv")
     assert table.model.tolist() == ["LN"] and (table.history == 36).all() and "report.html" in out
     by_prediction, by_training = err.splitlines()
-    assert "bncnn: ZeroDivisionError" in by_prediction and "cnnbilstm: CNNBiLSTM: hidden: expected" in by_training
+    assert "bncnn: ZeroDivisionError" in by_prediction and "resnet: model: expected one of adaptive" in by_training
 
 
 def test_demo_without_any_model(tmp_path, monkeypatch):
     from retina_nb import commands
-    monkeypatch.setattr(commands, "SMALL_SETTINGS", {"cnnbilstm": dict(hidden=0), "bncnn": dict(chans=3)})
+    monkeypatch.setattr(commands, "demo_models", ["resnet", "nonet"])
     rec = record(tmp_path/"flicker.h5", seconds=25)
-    with pytest.raises(InputError, match="cnnbilstm: .*none of the 1 other models"): retina_demo(data=str(rec), epochs=1, out=str(tmp_path/"none"))
+    with pytest.raises(InputError, match="resnet: .*none of the 1 other models"): retina_demo(data=str(rec), epochs=1, out=str(tmp_path/"none"))
     assert not (tmp_path/"none").exists()
