@@ -47,10 +47,10 @@ def test_fastest_layout_changes_nothing(name):
     for k, v in m.state_dict().items(): assert torch.equal(v, before[k])
 
 
-def write(folder):
+def write(folder, frames=2000):
     rng = np.random.default_rng(0)
-    spikes = [np.sort(rng.uniform(0, 20, 300)) for _ in range(2)]
-    return Recording(write_recording(folder/"noise.h5", rng.integers(0, 256, (2000, 9, 10), dtype=np.uint8), spikes, test_stimulus=np.zeros((50, 9, 10), np.uint8), test_spikes=[[[.1]]*2]*2))
+    spikes = [np.sort(rng.uniform(0, frames/100, 3*frames//20)) for _ in range(2)]
+    return Recording(write_recording(folder/"noise.h5", rng.integers(0, 256, (frames, 9, 10), dtype=np.uint8), spikes, test_stimulus=np.zeros((50, 9, 10), np.uint8), test_spikes=[[[.1]]*2]*2))
 
 
 @pytest.mark.parametrize("in_bfloat16", [False, True])
@@ -178,7 +178,7 @@ small = dict(chans=[2, 2], ksizes=[3, 3], noise=0)
 @pytest.mark.parametrize("name, settings", [("bncnn", small), ("stackedconv", small), ("stacked", {}), ("cnnbilstm", small | dict(hidden=4)), ("adaptive", dict(subunits=3, n_basis=4, spike_history=5))])
 def test_nothing_stays_behind(tmp_path, request, name, settings):
     "All that a training needs is on the device, and it finds the numbers that the CPU finds"
-    recording, how = write(tmp_path), dict(history=5, epochs=2, batch_size=200, progress=False)
+    recording, how = write(tmp_path, frames=600), dict(history=5, epochs=2, batch_size=200, progress=False)
     if name == "stacked": settings = dict(base=train_run(recording, "bncnn", tmp_path/"base", settings=small, accelerator="cpu", **how).path)
     plain = train_run(recording, name, tmp_path/"plain", settings=settings, accelerator="cpu", **how).history
     other = train_run(recording, name, tmp_path/"gpu", settings=settings, strategy=request.getfixturevalue("gpu"), **how).history

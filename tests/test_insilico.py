@@ -1,12 +1,10 @@
 "The bench as a command: one sheet for several runs, and what it says of wrong input"
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from conftest import record_noise
+from forks import shell
 from retina_nb.commands import retina_insilico
 from retina_nb.data import InputError, Recording
 from retina_nb.experiments import experiments
@@ -79,7 +77,6 @@ def test_what_it_says_of_wrong_input(folder, few):
 
 
 def test_exit_code(folder, tmp_path):
-    script = tmp_path/"retina_insilico"
-    script.write_text("from retina_nb.commands import retina_insilico\nif __name__ == '__main__': retina_insilico()\n")
-    done = subprocess.run([sys.executable, script, "--run", folder/"none"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected a run folder" in done.stderr
+    process = shell("retina_insilico", "--run", folder/"none", folder=tmp_path, cwd=tmp_path)
+    _, said = process.communicate()
+    assert process.returncode == 2 and said.count("\n") == 1 and "expected a run folder" in said

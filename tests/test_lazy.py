@@ -140,7 +140,7 @@ def test_memory(tmp_path):
     "Reading all batches of an epoch and predicting a whole movie take the memory of the kept pieces, however long the movie is"
     script, peaks = tmp_path/"measure.py", []
     script.write_text(measure)
-    for n in (9_000, 18_000):
+    for n in (6_000, 15_000):
         process = start(script, write(tmp_path/f"{n}.h5", n, size=(100, 100)))
         out, err = process.communicate()
         assert process.returncode == 0, (process.returncode, err)

@@ -439,8 +439,8 @@ def test_how_long_and_on_what(tmp_path):
     "The table's company says how long each model was trained, hidden limits too, and that a simulated retina is one"
     from retina_nb.results import about_runs
     from retina_nb.simulation import simulate_recording
-    rec = Recording(simulate_recording(tmp_path/"simulated.h5", seconds=20, test_seconds=5, cells=2))
-    run = train_run(rec, "adaptive", tmp_path/"run", history=8, epochs=1, settings=dict(subunits=2, n_basis=4), progress=False, limit_train_batches=3)
+    rec = Recording(simulate_recording(tmp_path/"simulated.h5", seconds=10, test_seconds=5, cells=2))
+    run = train_run(rec, "adaptive", tmp_path/"run", history=8, epochs=1, settings=dict(subunits=2, n_basis=4, core=None), progress=False, limit_train_batches=3)
     trained, simulated = about_runs([run])
     assert trained == "Trained for: AdaptiveSubunits 1 epoch of at most 3 batches each."
     assert "simulated" in simulated and "parts that AdaptiveSubunits has, too" in simulated and "chapter 17" in simulated

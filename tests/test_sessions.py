@@ -10,7 +10,7 @@ from retina_nb.training import load_run
 def test_road(session, tmp_path):
     "One row with a ceiling, and predictions for every cell and every frame of the test movie"
     run = tmp_path/"run"
-    retina_train(model="bncnn", data=str(session), history=3, set="chans=[2,2]", epochs=1, batch_size=128, out=str(run), cells="well-isolated")
+    retina_train(model="bncnn", data=str(session), history=3, set="chans=[2,2] start=random", epochs=1, batch_size=128, out=str(run), cells="well-isolated")
     retina_predict(run=str(run), data=str(session), out=str(tmp_path/"rates.npz"))
     retina_results([str(run)], out=str(tmp_path/"table"))
     rec, rates, table = load_run(run).recording, np.load(tmp_path/"rates.npz")["rates"], pd.read_csv(tmp_path/"table/results.csv")
@@ -24,7 +24,7 @@ def test_several_sessions(sessions, tmp_path):
     "Runs on different recordings in one table"
     runs = []
     for (session, movie), path in list(sessions.items())[:2]:
-        retina_train(model="bncnn", history=1, data=str(path), set="chans=[2,2]", epochs=1, batch_size=256, out=str(tmp_path/session), cells="0,1")
+        retina_train(model="bncnn", history=1, data=str(path), set="chans=[2,2] start=random", epochs=1, batch_size=256, out=str(tmp_path/session), cells="0,1")
         runs.append(str(tmp_path/session))
     retina_results(runs, out=str(tmp_path/"table"))
     table = pd.read_csv(tmp_path/"table/results.csv")
