@@ -28,6 +28,14 @@ def _spots_on_each_cell(run, beside, diameters_um, seconds):
     return joined([spots(run.screen, [np.add(center, b) for b in beside], diameters_um, [sign], seconds)
                    for center, sign in zip(run.centers, run.signs)])
 
+def _suppression(
+    mean, # (diameters, n_cells)
+    diameters, # the last covers the field
+)->dict:
+    "How much less the largest spot does than the best, and which is best"
+    best_um = diameters[mean.argmax(0)].astype(float)
+    return dict(index=1 - ratio(mean[-1], mean.max(0), .05), best_um=best_um)
+
 @experiment("suppression by the surround, share", above=.1, space=True)
 def spot_size(
     run, # a Responder
@@ -39,11 +47,9 @@ def spot_size(
     shown = _spots_on_each_cell(run, beside, diameters_um, seconds)
     risen = rise(answers(run, shown, .3, .02, every=.02), run.grey)       # (trials, n_cells)
     risen = risen.reshape(run.n_cells, len(beside), len(diameters_um), -1)
-    diameters = np.array(diameters_um)
-    def estimate(mean):
-        best_um = diameters[mean.argmax(0)].astype(float)
-        return dict(index=1 - ratio(mean[-1], mean.max(0), .05), best_um=best_um)
-    return Measured([shown], pd.DataFrame(dict(diameter_um=diameters)), own(risen), estimate)
+    conditions = pd.DataFrame(dict(diameter_um=np.array(diameters_um)))
+    def estimate(mean): return _suppression(mean, conditions.diameter_um.to_numpy())
+    return Measured([shown], conditions, own(risen), estimate)
 
 # %% ../nbs/09_patterns.ipynb #13cfe0bb
 def _reversals(run, bar_um, phases, degrees, contrast):
@@ -52,6 +58,11 @@ def _reversals(run, bar_um, phases, degrees, contrast):
     half = run.screen.frames(.25)/run.screen.hz
     rates = answers(run, shown, 4*half, 2*half, every=.02)
     return shown, rates.reshape(len(bar_um), len(phases), -1, run.n_cells)
+
+def _both_harmonics(rates):
+    "Amplitudes from rates (widths, phases, times, n_cells): (phases, harmonics times widths, n_cells)"
+    both = np.stack([harmonic(rates, k) for k in (1, 2)])                 # (harmonics, widths, phases, n_cells)
+    return both.transpose(2, 0, 1, 3).reshape(rates.shape[1], -1, rates.shape[-1])
 
 def _doubling(
     first, # amplitude of the first harmonic, (widths, n_cells)
@@ -72,9 +83,8 @@ def frequency_doubling(
 )->Measured:
     "Does a cell answer to both reversals of a grating?"
     shown, rates = _reversals(run, bar_um, phases, degrees, contrast)
-    both = np.stack([harmonic(rates, k) for k in (1, 2)])                 # (harmonics, widths, phases, n_cells)
+    values = _both_harmonics(rates)
     n = len(bar_um)
-    values = both.transpose(2, 0, 1, 3).reshape(len(phases), 2*n, -1)
     def estimate(mean): return _doubling(mean[:n], mean[n:])
     conditions = pd.DataFrame(dict(harmonic=np.repeat([1, 2], n), bar_um=np.tile(bar_um, 2)))
     return Measured([shown], conditions, values, estimate)
@@ -236,6 +246,11 @@ def _resting_and_after(answer, signs, n_delays):
     dark, bright = np.moveaxis(np.concatenate([resting, after], 2), 1, 0)
     return np.where(signs > 0, bright, dark)
 
+def _lost_and_recovered(mean):
+    "What a saccade takes from an answer (1 + delays, n_cells), at the first two delays and at the last"
+    lost = ratio(mean[:1] - mean[1:], mean[:1] + mean[1:], .05)
+    return dict(index=lost[:2].mean(0), recovered=lost[-1])
+
 @experiment("suppression of a flash after a saccade", above=.15, memory=.1, space=True)
 def saccadic_suppression(
     run, # a Responder
@@ -249,7 +264,5 @@ def saccadic_suppression(
     shown = saccade_flash(run.screen, delays, contrasts=contrasts, grain_um=grain_um, seeds=seeds)
     answer = _answers_to_flash(run, shown).reshape(len(seeds), -1, run.n_cells)
     values = _resting_and_after(answer, run.signs, len(delays))
-    def estimate(mean):
-        lost = ratio(mean[:1] - mean[1:], mean[:1] + mean[1:], .05)
-        return dict(index=lost[:2].mean(0), recovered=lost[-1])
-    return Measured([shown], pd.DataFrame(dict(delay=["no saccade", *delays])), values, estimate)
+    conditions = pd.DataFrame(dict(delay=["no saccade", *delays]))
+    return Measured([shown], conditions, values, _lost_and_recovered)
