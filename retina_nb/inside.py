@@ -73,16 +73,20 @@ def _voltage_of(group, where):
         raise InputError(f"{where}: expected stimuli, time and membrane_potential, found no {missing[0]}")
     return np.atleast_2d(group[name]).T
 
+def _cells_of(group, n):
+    "Names of n cells: those of the file, or numbers where it has not as many"
+    names = group["expts"][()] if "expts" in group else []
+    cells = [c.decode() if isinstance(c, bytes) else str(c) for c in names]
+    return cells if len(cells) == n else [f"cell{i + 1:02d}" for i in range(n)]
+
 def _read_kind(group, where):
     "One kind of stimulus of a file"
     voltage = _voltage_of(group, where)
     n = min(len(group["stimuli"]), len(voltage))
     frame_s = np.median(np.diff(np.ravel(group["time"])))
-    names = group["expts"][()] if "expts" in group else []
-    cells = [c.decode() if isinstance(c, bytes) else str(c) for c in names]
-    if len(cells) != voltage.shape[1]: cells = [f"cell{i + 1:02d}" for i in range(voltage.shape[1])]
-    kind = group.name.strip("/")
-    return Interneurons(kind, group["stimuli"][:n], voltage[:n], float((1/frame_s).round(9)), cells)
+    hz = float((1/frame_s).round(9))
+    cells = _cells_of(group, voltage.shape[1])
+    return Interneurons(group.name.strip("/"), group["stimuli"][:n], voltage[:n], hz, cells)
 
 def read_interneurons(
     path, # an .h5 file of the archive's layout
@@ -118,6 +122,11 @@ def _images(stimulus, size, line_values):
     bars = whole.reshape(len(whole), -1, line_values).mean(2)
     return np.broadcast_to(bars[:, None], (len(bars), size[0], bars.shape[1]))
 
+def _like(images, movie):
+    "Images of mean 0 and standard deviation 1 in the light of a movie, uint8"
+    pixels = movie.mean() + movie.std()*images
+    return np.round(pixels).clip(0, 255).astype(np.uint8)
+
 def as_model_sees(
     seen, # Interneurons
     run, # a Run
@@ -128,9 +137,8 @@ def as_model_sees(
     frames = (np.arange(int(len(seen.stimulus)*hz/seen.hz))*seen.hz/hz).astype(int)
     stimulus = np.asarray(seen.stimulus, np.float32)
     images = (_images(stimulus, size, line_values) - stimulus.mean())/max(stimulus.std(), 1e-9)
-    light = sample_frames(run.recording.train, 2**20)
-    pixels = light.mean() + light.std()*_placed(images, size, 0)
-    return np.round(pixels).clip(0, 255).astype(np.uint8)[frames], seen.voltage[frames]
+    movie = _like(_placed(images, size, 0), sample_frames(run.recording.train, 2**20))
+    return movie[frames], seen.voltage[frames]
 
 # %% ../nbs/09_inside.ipynb #81a660d3
 class _Sums:
@@ -184,6 +192,19 @@ def untrained(
     other.name = f"{run.name}, untrained"
     return other
 
+def _with_moved(voltage, hz, shifts, seed):
+    "Voltages (time, n), and beside them the same moved far in time, (time, n + shifts*n)"
+    length = len(voltage)
+    far = np.random.default_rng(seed).integers(min(hz, length//4), length*3//4, shifts)
+    moved = [np.roll(voltage, frames, 0) for frames in far]
+    return np.hstack([voltage, *moved])
+
+def _scores_both_ways(first, second):
+    "Best unit of each voltage in the first half, and its score in the other half, mean over both ways, (n,) each"
+    unit, score = held_out_scores(first, second)
+    _, other_way = held_out_scores(second, first)
+    return unit, (score + other_way)/2
+
 def match_interneurons(
     run, # a Run
     layer:str, # see `activity_in_pieces`
@@ -193,21 +214,28 @@ def match_interneurons(
 ) -> pd.DataFrame: # a row a cell
     "The unit of a layer that follows each cell best, chosen on one half and scored on the other"
     movie, voltage = as_model_sees(seen, run)
-    hz, n = run.recording.hz, voltage.shape[1]
-    far = np.random.default_rng(seed).integers(min(hz, len(movie)//4), len(movie)*3//4, shifts)
-    moved = [np.roll(voltage, frames, 0) for frames in far]
-    first, second = correlations_in_halves(run, layer, movie, np.hstack([voltage, *moved]))
-    unit, score = held_out_scores(first, second)
-    _, other_way = held_out_scores(second, first)
-    mean = ((score + other_way)/2).reshape(shifts + 1, n)
-    return pd.DataFrame(dict(run=run.name, layer=layer, stimulus=seen.kind, unit=unit[:n], score=mean[0],
-                             chance=np.quantile(mean[1:], .95, axis=0)), index=pd.Index(seen.cells, name="cell"))
+    n = voltage.shape[1]
+    halves = correlations_in_halves(run, layer, movie, _with_moved(voltage, run.recording.hz, shifts, seed))
+    unit, score = _scores_both_ways(*halves)
+    score = score.reshape(shifts + 1, n)                          # the voltages as they are, then moved
+    chance = np.quantile(score[1:], .95, axis=0)
+    about = dict(run=run.name, layer=layer, stimulus=seen.kind)
+    cells = pd.Index(seen.cells, name="cell")
+    return pd.DataFrame(dict(about, unit=unit[:n], score=score[0], chance=chance), index=cells)
 
 # %% ../nbs/09_inside.ipynb #19aa30a0
 def _mean_output(run, layer, windows):
     "Mean of a layer over windows of the training movie, (1, channels, ...)"
     with torch.no_grad(), listening(run.model, layer) as heard: run.model(windows)
     return heard[-1].mean(0, keepdim=True)
+
+def _silencer(channels, mean):
+    "A hook that sets channels of what a module gives to their mean (1, channels, ...)"
+    def silence(module, args, output):
+        output = output.clone()
+        output[:, channels] = mean[:, channels].to(output)
+        return output
+    return silence
 
 def knocked_out(
     run, # a Run
@@ -223,11 +251,7 @@ def knocked_out(
     mean = _mean_output(other, layer, some_windows(run, part.stimulus, 100, part.blocks))
     if not all(0 <= channel < mean.shape[1] for channel in channels):
         raise InputError(f"channels: expected 0 to {mean.shape[1] - 1} of {layer}, found {channels}")
-    def silence(module, args, output):
-        output = output.clone()
-        output[:, channels] = mean[:, channels].to(output)
-        return output
-    find_layer(other.model, layer).register_forward_hook(silence)
+    find_layer(other.model, layer).register_forward_hook(_silencer(channels, mean))
     other.name = f"{run.name} without {layer}[{', '.join(map(str, channels))}]"
     return other
 

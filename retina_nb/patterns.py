@@ -23,6 +23,19 @@ def own(
     return np.stack([rates[cell, ..., cell] for cell in range(len(rates))], -1)
 
 # %% ../nbs/09_patterns.ipynb #0b99680c
+def _spots_on_each_cell(run, beside, diameters_um, seconds):
+    "Spots of the sign that each cell prefers, at places beside its centre"
+    return joined([spots(run.screen, [np.add(center, b) for b in beside], diameters_um, [sign], seconds)
+                   for center, sign in zip(run.centers, run.signs)])
+
+def _suppression(
+    mean, # (diameters, n_cells)
+    diameters, # the last covers the field
+)->dict:
+    "How much less the largest spot does than the best, and which is best"
+    best_um = diameters[mean.argmax(0)].astype(float)
+    return dict(index=1 - ratio(mean[-1], mean.max(0), .05), best_um=best_um)
+
 @experiment("suppression by the surround, share", above=.1, space=True)
 def spot_size(
     run, # a Responder
@@ -31,15 +44,12 @@ def spot_size(
     seconds=.1, # how long a spot lasts
 )->Measured:
     "Is a large spot worse than a small one?"
-    shown = joined([spots(run.screen, [np.add(center, b) for b in beside], diameters_um, [sign], seconds)
-                    for center, sign in zip(run.centers, run.signs)])
-    rates = answers(run, shown, .3, .02, every=.02)
-    risen = rise(rates, run.grey).reshape(run.n_cells, len(beside), len(diameters_um), -1)
-    diameters = np.array(diameters_um)
-    def estimate(mean):
-        best = mean.argmax(0)
-        return dict(index=1 - ratio(mean[-1], mean.max(0), .05), best_um=diameters[best].astype(float))
-    return Measured([shown], pd.DataFrame(dict(diameter_um=diameters)), own(risen), estimate)
+    shown = _spots_on_each_cell(run, beside, diameters_um, seconds)
+    risen = rise(answers(run, shown, .3, .02, every=.02), run.grey)       # (trials, n_cells)
+    risen = risen.reshape(run.n_cells, len(beside), len(diameters_um), -1)
+    conditions = pd.DataFrame(dict(diameter_um=np.array(diameters_um)))
+    def estimate(mean): return _suppression(mean, conditions.diameter_um.to_numpy())
+    return Measured([shown], conditions, own(risen), estimate)
 
 # %% ../nbs/09_patterns.ipynb #13cfe0bb
 def _reversals(run, bar_um, phases, degrees, contrast):
@@ -48,6 +58,20 @@ def _reversals(run, bar_um, phases, degrees, contrast):
     half = run.screen.frames(.25)/run.screen.hz
     rates = answers(run, shown, 4*half, 2*half, every=.02)
     return shown, rates.reshape(len(bar_um), len(phases), -1, run.n_cells)
+
+def _both_harmonics(rates):
+    "Amplitudes from rates (widths, phases, times, n_cells): (phases, harmonics times widths, n_cells)"
+    both = np.stack([harmonic(rates, k) for k in (1, 2)])                 # (harmonics, widths, phases, n_cells)
+    return both.transpose(2, 0, 1, 3).reshape(rates.shape[1], -1, rates.shape[-1])
+
+def _doubling(
+    first, # amplitude of the first harmonic, (widths, n_cells)
+    second, # and of the second
+)->np.ndarray: # (n_cells,)
+    "The highest ratio of the second to the first, among the widths that drive a cell"
+    drives = first + second > .1*(first + second).max(0)
+    doubling = np.where(drives, ratio(second, first, .02), np.nan)
+    return np.where(np.isnan(doubling).all(0), np.nan, np.nan_to_num(doubling).max(0))
 
 @experiment("second harmonic over first", above=1, space=True)
 def frequency_doubling(
@@ -59,15 +83,11 @@ def frequency_doubling(
 )->Measured:
     "Does a cell answer to both reversals of a grating?"
     shown, rates = _reversals(run, bar_um, phases, degrees, contrast)
-    both = np.stack([harmonic(rates, k) for k in (1, 2)])                 # (harmonics, widths, phases, n_cells)
-    k = len(bar_um)
-    def estimate(mean):
-        first, second = mean[:k], mean[k:]
-        drives = first + second > .1*(first + second).max(0)
-        doubling = np.where(drives, ratio(second, first, .02), np.nan)
-        return np.where(np.isnan(doubling).all(0), np.nan, np.nan_to_num(doubling).max(0))
-    conditions = pd.DataFrame(dict(harmonic=np.repeat([1, 2], k), bar_um=np.tile(bar_um, 2)))
-    return Measured([shown], conditions, both.transpose(2, 0, 1, 3).reshape(len(phases), 2*k, -1), estimate)
+    values = _both_harmonics(rates)
+    n = len(bar_um)
+    def estimate(mean): return _doubling(mean[:n], mean[n:])
+    conditions = pd.DataFrame(dict(harmonic=np.repeat([1, 2], n), bar_um=np.tile(bar_um, 2)))
+    return Measured([shown], conditions, values, estimate)
 
 # %% ../nbs/09_patterns.ipynb #d94928d2
 @experiment("modulation at the worst phase over the best", above=.3, space=True)
@@ -79,11 +99,12 @@ def null_test(
     contrast=1, # standard deviations
 )->Measured:
     "Is there no phase of a grating at which a cell is silent?"
-    read = [_reversals(run, (bar_um,), phases, degrees, contrast) for degrees in orientations]
-    modulation = np.stack([rates[0].std(1) for _, rates in read])         # (orientations, phases, n_cells)
+    movies, rates = zip(*[_reversals(run, (bar_um,), phases, degrees, contrast) for degrees in orientations])
+    modulation = np.stack([r[0].std(1) for r in rates])                   # (orientations, phases, n_cells)
     values = ratio(modulation.min(1), modulation.max(1), .05)[:, None]
     conditions = pd.DataFrame([dict(phases="worst / best")])
-    return Measured([shown for shown, _ in read], conditions, values, lambda mean: mean[0])
+    def estimate(mean): return mean[0]
+    return Measured([*movies], conditions, values, estimate)
 
 # %% ../nbs/09_patterns.ipynb #2ca27acc
 def vector_strength(
@@ -94,6 +115,10 @@ def vector_strength(
     "How much answers prefer one direction"
     turn = np.exp(1j*times*np.deg2rad(degrees))
     return ratio(np.abs(turn @ answer), answer.sum(0), .02)
+
+def _answer_to_drift(rates, grey):
+    "Modulation of rates (..., times, n_cells) by a grating that drifts, and the change of their mean"
+    return harmonic(rates, 1) + np.abs(rates.mean(1) - grey)
 
 @experiment("direction selectivity", above=.2, memory=.02, space=True)
 def direction(
@@ -106,11 +131,11 @@ def direction(
 )->Measured:
     "Does a cell prefer a direction of motion?"
     shown = drifting_grating(run.screen, directions, bar_um, hz, 3, phases, contrast)
-    rates = answers(run, shown, 3/hz, 2/hz, every=.02)
-    answer = harmonic(rates, 1) + np.abs(rates.mean(1) - run.grey)
+    answer = _answer_to_drift(answers(run, shown, 3/hz, 2/hz, every=.02), run.grey)
     values = answer.reshape(-1, len(directions), run.n_cells)
     def estimate(mean):
-        return dict(index=vector_strength(mean, directions), orientation=vector_strength(mean, directions, 2))
+        orientation = vector_strength(mean, directions, 2)
+        return dict(index=vector_strength(mean, directions), orientation=orientation)
     return Measured([shown], pd.DataFrame(dict(direction=directions)), values, estimate)
 
 # %% ../nbs/09_patterns.ipynb #4654d478
@@ -139,16 +164,28 @@ def _flash_profile(run, axes, contrasts, width_um):
         where.append(main_peak(np.unique(shown.events.position_px[mine]), profile, run.screen.pixels(250)))
     return shown, np.array(where)
 
+def _risen_under_motion(run, shown, every):
+    "Rise of each cell while a bar of its own sign passes, (times, n_cells)"
+    until = shown.events.frames[0]/run.screen.hz + .2
+    rates = answers(run, shown, until, every=every)                       # (contrasts, times, n_cells)
+    rates = _by_sign(rates, shown.events.contrast.to_numpy(), run.signs)[0]
+    return np.maximum(rates - run.grey, 0)
+
 def _moving_profile(run, degrees, still, speed, contrasts, width_um):
-    "Movie, and where the bar is when each cell fires most near where it looks, (n_cells,) pixels along the direction"
+    "Movie, and where the bar is along its way when each cell fires most near where it looks, (n_cells,) pixels"
     shown = moving_bar(run.screen, (degrees,), speed, width_um, contrasts)
-    first, hz = shown.events.iloc[0], run.screen.hz
-    rates = answers(run, shown, first.frames/hz + .2, every=.03)          # (contrasts, times, n_cells)
-    risen = np.maximum(_by_sign(rates, shown.events.contrast.to_numpy(), run.signs)[0] - run.grey, 0)
-    frames = np.arange(len(risen))*max(1, round(.03*hz))
+    risen = _risen_under_motion(run, shown, every=.03)
+    frames = np.arange(len(risen))*max(1, round(.03*run.screen.hz))
+    first = shown.events.iloc[0]
     position = first.start_px + first.speed_px*frames
     near = np.abs(position[:, None] - still) <= run.screen.pixels(400)
     return shown, main_peak(position, risen*near, run.screen.pixels(250))
+
+def _lead(run, degrees, still, *moving):
+    "Movies there and back, and how far each bar is behind `still` when it excites, (n_cells,) pixels each"
+    there, forth = _moving_profile(run, degrees, still, *moving)
+    back, returned = _moving_profile(run, degrees + 180, -still, *moving)
+    return [there, back], [still - forth, -still - returned]
 
 @experiment("lead of the moving bar, µm", above=25, memory=.02, space=True)
 def motion_anticipation(
@@ -163,10 +200,9 @@ def motion_anticipation(
     flashed, where = _flash_profile(run, axes, contrasts, width_um)
     movies, leads = [flashed], []
     for degrees, still in zip(axes, where):
-        there, forth = _moving_profile(run, degrees, still, speed, contrasts, width_um)
-        back, returned = _moving_profile(run, degrees + 180, -still, speed, contrasts, width_um)
-        movies += [there, back]
-        leads.append([still - forth, -still - returned])
+        shown, lead = _lead(run, degrees, still, speed, contrasts, width_um)
+        movies += shown
+        leads.append(lead)
     values = run.screen.um_per_pixel*np.array(leads)
     def estimate(mean): return mean.mean(0)
     return Measured(movies, pd.DataFrame(dict(motion=["there", "back"])), values, estimate)
@@ -189,6 +225,32 @@ def object_motion(
     return Measured([shown], pd.DataFrame(dict(motion=["apart", "together"])), own(rates), estimate)
 
 # %% ../nbs/09_patterns.ipynb #c3c6084f
+def _same_frame_without_flash(events):
+    "Of each trial: the frame of its flash in the trial that is the same but has none, (trials,)"
+    plain = events[events.contrast == 0].set_index(["seed", "saccade"]).onset
+    onset = np.array([plain[seed, saccade] for seed, saccade in zip(events.seed, events.saccade)])
+    return onset + (events.flash - events.onset).to_numpy()
+
+def _answers_to_flash(run, shown):
+    "Rise above the same trial without a flash, mean over 0.25 s after the flash, (trials, n_cells)"
+    events, hz = shown.events, run.screen.hz
+    start = np.stack([events.flash.to_numpy(), _same_frame_without_flash(events)])
+    offsets = np.arange(0, round(.25*hz), max(1, round(.02*hz)))
+    flashed, unflashed = run.at(shown.movie, start[..., None] + offsets)
+    return np.maximum(flashed - unflashed, 0).mean(1)
+
+def _resting_and_after(answer, signs, n_delays):
+    "Answers (seeds, trials, n_cells) to the preferred flash at rest and after each delay, (seeds, 1 + delays, n_cells)"
+    resting = answer[:, 1:3, None]                                       # dark, bright
+    after = answer[:, 4:].reshape(len(answer), 2, n_delays, -1)
+    dark, bright = np.moveaxis(np.concatenate([resting, after], 2), 1, 0)
+    return np.where(signs > 0, bright, dark)
+
+def _lost_and_recovered(mean):
+    "What a saccade takes from an answer (1 + delays, n_cells), at the first two delays and at the last"
+    lost = ratio(mean[:1] - mean[1:], mean[:1] + mean[1:], .05)
+    return dict(index=lost[:2].mean(0), recovered=lost[-1])
+
 @experiment("suppression of a flash after a saccade", above=.15, memory=.1, space=True)
 def saccadic_suppression(
     run, # a Responder
@@ -198,26 +260,9 @@ def saccadic_suppression(
     grain_um=100, # of the texture
 )->Measured:
     "Is a flash answered less after the eye has jumped?"
-    k = len(delays)
-    shown = saccade_flash(run.screen, delays, contrasts=(-contrast, contrast), grain_um=grain_um, seeds=seeds)
-    per_seed = len(shown.events)//len(seeds)
-    answer = _answers_to_flash(run, shown).reshape(len(seeds), per_seed, -1)
-    resting, after = answer[:, 1:3], answer[:, 4:].reshape(len(seeds), 2, k, -1)
-    pick = run.signs > 0
-    resting = np.where(pick, resting[:, 1], resting[:, 0])
-    after = np.where(pick, after[:, 1], after[:, 0])
-    values = np.concatenate([resting[:, None], after], 1)
-    def estimate(mean):
-        lost = ratio(mean[:1] - mean[1:], mean[:1] + mean[1:], .05)
-        return dict(index=lost[:2].mean(0), recovered=lost[-1])
-    return Measured([shown], pd.DataFrame(dict(delay=["no saccade", *delays])), values, estimate)
-
-def _answers_to_flash(run, shown):
-    "Rise above the same trial without a flash, mean over 0.25 s after the flash, (trials, n_cells)"
-    events, hz = shown.events, run.screen.hz
-    without = events[events.contrast == 0].set_index(["seed", "saccade"]).onset
-    plain = np.array([without[row.seed, row.saccade] + row.flash - row.onset for row in events.itertuples()])
-    offsets = np.arange(0, round(.25*hz), max(1, round(.02*hz)))
-    frames = np.stack([events.flash.to_numpy(), plain])[..., None] + offsets
-    flashed, unflashed = run.at(shown.movie, frames)
-    return np.maximum(flashed - unflashed, 0).mean(1)
+    contrasts = -contrast, contrast
+    shown = saccade_flash(run.screen, delays, contrasts=contrasts, grain_um=grain_um, seeds=seeds)
+    answer = _answers_to_flash(run, shown).reshape(len(seeds), -1, run.n_cells)
+    values = _resting_and_after(answer, run.signs, len(delays))
+    conditions = pd.DataFrame(dict(delay=["no saccade", *delays]))
+    return Measured([shown], conditions, values, _lost_and_recovered)

@@ -15,6 +15,11 @@ from torch.utils.data import Dataset
 from .fourier import correlate, fast_size, images_of, spectra
 
 # %% ../nbs/02_stretches.ipynb #1775c9e8
+def _of_grey(grey, weight, bias):
+    "What the convolution gives for a grey screen, (channels,)"
+    offset = grey*weight.sum((1, 2, 3))
+    return offset if bias is None else offset + bias
+
 def stretch_convolution(
     frames, # neighbouring frames, (stretches, time, height, width)
     weight, # of a convolution with a channel for each frame of a window, (channels, history, rows, columns)
@@ -26,10 +31,8 @@ def stretch_convolution(
     windows = seen.unfold(2, weight.shape[1], 1).flatten(1, 2)          # (frequencies, windows, history)
     products = correlate(windows, spectra(weight, size))
     height, width = (n - k + 1 for n, k in zip(frames.shape[2:], weight.shape[2:]))
-    maps = images_of(products, size)[..., :height, :width].unflatten(0, (len(frames), -1))
-    offset = grey*weight.sum((1, 2, 3))
-    if bias is not None: offset = offset + bias
-    return maps + offset[:, None, None]
+    maps = images_of(products, size)[..., :height, :width]              # (windows, channels, height, width)
+    return maps.unflatten(0, (len(frames), -1)) + _of_grey(grey, weight, bias)[:, None, None]
 
 # %% ../nbs/02_stretches.ipynb #bbaab2dc
 def stretch_starts(
@@ -47,6 +50,17 @@ class StretchBatch(NamedTuple):
     frames: torch.Tensor  # (stretches, history - 1 + length, height, width)
     wanted: torch.Tensor  # (stretches, length) bool
 
+def _wanted_frames(
+    index, # wanted frames, sorted
+    starts, # position in the index where each stretch begins
+    length, # frames of a stretch
+)->torch.Tensor: # (stretches, length) bool
+    "Which frames of each stretch are wanted"
+    stretch = np.repeat(np.arange(len(starts)), np.diff([*starts, len(index)]))    # of each wanted frame
+    wanted = torch.zeros(len(starts), length, dtype=torch.bool)
+    wanted[stretch, index - index[starts][stretch]] = True
+    return wanted
+
 class Stretches(Dataset):
     "Stretches of a movie, each with the history of its first frame, and the rates at its wanted frames"
     def __init__(self,
@@ -59,12 +73,9 @@ class Stretches(Dataset):
         index = frames.index[self.order]
         starts = stretch_starts(index, length)
         self.first = torch.from_numpy(index[starts])                    # first wanted frame of each stretch
-        stretch = np.repeat(np.arange(len(starts)), np.diff([*starts, len(index)]))
-        self.wanted = torch.zeros(len(starts), length, dtype=torch.bool)
-        self.wanted[stretch, index - index[starts][stretch]] = True
+        self.wanted = _wanted_frames(index, starts, length)
         self.span = torch.arange(1 - frames.history, length)            # its frames, counted from that one
-        device = frames.rates.device
-        self.first, self.wanted, self.span = (x.to(device) for x in (self.first, self.wanted, self.span))
+        self.move_numbers(frames.rates.device)
 
     def __len__(self): return len(self.first)
 
@@ -80,10 +91,14 @@ class Stretches(Dataset):
         targets = index[:, self.frames.history - 1:][wanted]
         return StretchBatch(frames, wanted), rates[targets]
 
+    def move_numbers(self, device):
+        "Move what says where the stretches are"
+        self.first, self.wanted, self.span = (x.to(device) for x in (self.first, self.wanted, self.span))
+
     def to(self, device, like=None):
         "Move movie and rates to the device that computes"
         self.frames.to(device, like and like.frames)
-        self.first, self.wanted, self.span = (x.to(device) for x in (self.first, self.wanted, self.span))
+        self.move_numbers(device)
         return self
 
 # %% ../nbs/02_stretches.ipynb #c9e3db21

@@ -36,6 +36,19 @@ def _number_of_cell(run, cell):
     elif isinstance(cell, (int, np.integer)) and 0 <= cell < n: return int(cell)
     raise InputError(f"cell: expected a number from 0 to {n - 1}, or a name of the recording, found {cell!r}")
 
+def _in_frame(model, i):
+    "Places (pathways, subunits, 2) and widths (pathways,) of a cell's subunits, pixels of the frame"
+    places = (model.place[i].numpy() + .5)*model.pool_size - .5
+    widths = model.log_width[i].exp().numpy()*model.pool_size
+    return places, widths
+
+def _weights_and_courses(model, i):
+    "Weights of a cell's subunits, (pathways, subunits), and time courses of their centres, (pathways, history)"
+    courses = (model.time[i, :, 0] @ model.basis).numpy()[:, ::-1]
+    peaks = np.abs(courses).max(1)
+    weights = model.log_weight[i].exp().numpy()*peaks[:, None]             # a flat course sees nothing
+    return weights/weights.sum(), courses/peaks.max()
+
 @torch.no_grad()
 def subunits(
     run, # a Run of AdaptiveSubunits
@@ -46,13 +59,11 @@ def subunits(
         raise InputError(f"run: expected a run of AdaptiveSubunits, found {run.model_name}; "
                          "other models have no subunits")
     model, i, hz = run.model, _number_of_cell(run, cell), run.config["hz"]
-    courses = (model.time[i, :, 0] @ model.basis).numpy()[:, ::-1]         # of the centres, (pathways, history)
-    peaks = np.abs(courses).max(1)
-    weights = model.log_weight[i].exp().numpy()*peaks[:, None]             # a flat course sees nothing
-    places = (model.place[i].numpy() + .5)*model.pool_size - .5            # pixels of the frame
-    widths = model.log_width[i].exp().numpy()*model.pool_size
-    return Subunits(_pathway_names(courses), places, widths, weights/weights.sum(), courses/peaks.max(),
-                    float(model.log_tau[i].exp())/hz, float(model.share[i].sigmoid()), hz)
+    places, widths = _in_frame(model, i)
+    weights, courses = _weights_and_courses(model, i)
+    tau_s = float(model.log_tau[i].exp())/hz
+    share = float(model.share[i].sigmoid())
+    return Subunits(_pathway_names(courses), places, widths, weights, courses, tau_s, share, hz)
 
 def _pathway_names(courses):
     "ON where the greatest weight is one for light"
@@ -63,13 +74,16 @@ def _pathway_names(courses):
 # %% ../nbs/11_subunits.ipynb #13f38343
 _colours = {"OFF": "#0072B2", "ON": "#D55E00"}
 
+def _is_near(name): return name.endswith("near")
+def _colour_of(name): return _colours[name.split()[0]]
+
 def _draw_places(ax, found):
     "Discs for near subunits and rings for far ones, their areas the weights"
     for name, places, weights in zip(found.pathways, found.places, found.weights):
-        sign, reach = name.split()
-        face = _colours[sign] if reach == "near" else "none"
         rows, columns = places.T
-        ax.scatter(columns, rows, 4000*weights, facecolors=face, edgecolors=_colours[sign], alpha=.6)
+        edge = _colour_of(name)
+        face = edge if _is_near(name) else "none"
+        ax.scatter(columns, rows, 4000*weights, facecolors=face, edgecolors=edge, alpha=.6)
     ax.invert_yaxis()
     ax.set(aspect="equal", xlabel="column (pixels)", ylabel="row (pixels)", title="subunits")
 
@@ -78,9 +92,9 @@ def _draw_courses(ax, found):
     ms = -1000*np.arange(found.courses.shape[1])/found.hz
     strength = found.weights.sum(1)/found.weights.sum(1).max()
     for name, course, strong in zip(found.pathways, found.courses, strength):
-        sign, reach = name.split()
-        line = "-" if reach == "near" else ":"
-        ax.plot(ms, strong*course/np.abs(course).max(), line, color=_colours[sign], label=name)
+        line = "-" if _is_near(name) else ":"
+        scaled = strong*course/np.abs(course).max()
+        ax.plot(ms, scaled, line, color=_colour_of(name), label=name)
     ax.axhline(0, color="0.8", lw=1, zorder=0)
     ax.set(xlabel="time before now (ms)", title="time courses", yticks=[])
     ax.legend(fontsize=8, frameon=False)

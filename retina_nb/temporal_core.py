@@ -37,6 +37,13 @@ def light_memory(
 
 
 # %% ../nbs/08_temporal_core.ipynb #2b99f41a
+def _silent_linear(n_inputs, n_outputs):
+    "A linear layer that gives 0 until it has learned"
+    layer = nn.Linear(n_inputs, n_outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
 class TemporalCore(nn.Module):
     "Convolutions in time that add to the drive of a model what they make of it and of the light"
     def __init__(self,
@@ -49,15 +56,14 @@ class TemporalCore(nn.Module):
         super().__init__()
         self.n_basis = n_basis
         self.reach = [(width - 1)*d for d in dilations] # frames into the past, of each layer
-        self.first = nn.Conv1d(n_basis + n_units, channels, 1)
+        n_inputs = n_basis + n_units
+        self.first = nn.Conv1d(n_inputs, channels, 1)
         self.layers = nn.ModuleList(nn.Conv1d(channels, channels, width, dilation=d) for d in dilations)
-        self.readout = nn.Linear(channels*(1 + len(dilations)), n_units)
-        nn.init.zeros_(self.readout.weight)
-        nn.init.zeros_(self.readout.bias)
+        self.readout = _silent_linear(channels*(1 + len(dilations)), n_units)
         self.gain = nn.Parameter(torch.ones(n_units))             # of the model's own drive
         self.register_buffer("memory", torch.tensor(300))         # frames
-        self.register_buffer("mean", torch.zeros(n_basis + n_units)) # of the inputs
-        self.register_buffer("std", torch.ones(n_basis + n_units))
+        self.register_buffer("mean", torch.zeros(n_inputs))  # of the inputs
+        self.register_buffer("std", torch.ones(n_inputs))
 
     @property
     def context(self): return sum(self.reach) # frames before the first one that is right
@@ -97,6 +103,14 @@ def whole(self:TemporalCore,
 
 
 # %% ../nbs/08_temporal_core.ipynb #a4ab96bb
+def _somewhere(blocks, n, length, generator):
+    "Blocks, drawn by their lengths, (n, 2), and the first frame of a piece with its middle in each, (n,)"
+    sizes = (blocks[:, 1] - blocks[:, 0]).float()
+    block = blocks[torch.multinomial(sizes, n, replacement=True, generator=generator)]
+    room = (block[:, 1] - block[:, 0]).float()
+    middle = block[:, 0] + (torch.rand(n, generator=generator)*room).long()
+    return block, middle - length//2
+
 def _pieces(
     blocks, # first and last frame + 1 of each, (n_blocks, 2)
     n, # pieces
@@ -105,10 +119,7 @@ def _pieces(
     generator,
 ): # frame numbers, (n, context + length); which of the last `length` are in the movie, (n, length)
     "Pieces from anywhere in the blocks; outside its block a piece stands still"
-    sizes = (blocks[:, 1] - blocks[:, 0]).float()
-    block = blocks[torch.multinomial(sizes, n, replacement=True, generator=generator)]
-    room = (block[:, 1] - block[:, 0]).float()
-    first = block[:, 0] + (torch.rand(n, generator=generator)*room).long() - length//2
+    block, first = _somewhere(blocks, n, length, generator)
     frames = first[:, None] + torch.arange(-context, length)
     start, end = block[:, :1], block[:, 1:]
     inside = (frames >= start) & (frames < end)
@@ -173,6 +184,18 @@ class _Best:
         self.since = 0 if is_best else self.since + 1
         if is_best: self.state = {name: value.clone() for name, value in net.state_dict().items()}
 
+def _averaged_steps(training, steps, length, lr):
+    "Train step by step; after each, its number and the moving average of the network"
+    optimizer = torch.optim.AdamW(training.net.parameters(), lr, betas=(.9, .98), weight_decay=.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
+    averaged = AveragedModel(training.net, multi_avg_fn=moving_average(.99))
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, steps + 1):
+        training.step(optimizer, length, generator)
+        schedule.step()
+        averaged.update_parameters(training.net)
+        yield step, averaged.module
+
 def train_core(
     training, # CoreTraining; its network changes in place
     steps, # of the optimiser
@@ -183,17 +206,11 @@ def train_core(
     progress=True, # show a progress bar
 )->list: # (step, validation loss) at each validation
     "Train core and output, and keep the weights that validate best"
-    optimizer = torch.optim.AdamW(training.net.parameters(), lr, betas=(.9, .98), weight_decay=.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
-    averaged = AveragedModel(training.net, multi_avg_fn=moving_average(.99))
-    generator = torch.Generator().manual_seed(0)
     best = _Best(training.valid_loss(training.net).mean().item())
-    for step in tqdm(range(1, steps + 1), "temporal core", leave=False, disable=not progress):
-        training.step(optimizer, length, generator)
-        schedule.step()
-        averaged.update_parameters(training.net)
+    trained = _averaged_steps(training, steps, length, lr)
+    for step, averaged in tqdm(trained, "temporal core", steps, leave=False, disable=not progress):
         if step % check and step < steps: continue
-        best.see(step, training.valid_loss(averaged.module).mean().item(), averaged.module)
+        best.see(step, training.valid_loss(averaged).mean().item(), averaged)
         if best.since >= patience: break
     if best.state: training.net.load_state_dict(best.state)
     return best.history
