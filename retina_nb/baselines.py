@@ -16,7 +16,7 @@ from .ln import (  # noqa: F401
 from .ridge import (  # noqa: F401
     Pooled, cosine_basis, covariances, features, find_centers, pool, ridge, smooth_and_local, without_gaps)
 
-# %% ../nbs/08_baselines.ipynb #dd4c0678
+# %% ../nbs/08_baselines.ipynb #e3312a49
 _all_ = ["CellWindow", "Filters", "FitData", "GLM", "GainSoftplus", "LN", "Pooled", "Ramps", "cell_windows",
          "choose_penalty", "cosine_basis", "covariances", "features", "find_centers", "localities", "poisson_fit",
          "poisson_path", "pool", "recent_spikes", "ridge", "ridge_path", "smooth_and_local", "strengths",

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['frozen', 'Filters', 'Ramps']
 
-# %% ../nbs/08_filters.ipynb #e2a01b2a
+# %% ../nbs/08_filters.ipynb #65045868
 import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 

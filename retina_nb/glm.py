@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GainSoftplus', 'poisson_fit', 'poisson_path', 'recent_spikes', 'GLM']
 
-# %% ../nbs/08_glm.ipynb #d2f11982
+# %% ../nbs/08_glm.ipynb #f11bd24f
 import math
 
 import numpy as np
@@ -67,7 +67,7 @@ class _Whitened:
         grad_v = torch.linalg.solve_triangular(self.L, grad_w[:, None], upper=False)
         return np.append(grad_v, grad_b/self.root)
 
-# %% ../nbs/08_glm.ipynb #3c971846
+# %% ../nbs/08_glm.ipynb #d56ec67a
 def _whitening(
     second, # mean of x xᵀ, (n, n)
     penalty, # on the weights, (n, n)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['localities', 'strengths', 'LN', 'FitData', 'CellWindow', 'cell_windows', 'ridge_path', 'choose_penalty']
 
-# %% ../nbs/08_ln.ipynb #f004909a
+# %% ../nbs/08_ln.ipynb #c51953e5
 import math, sys, time
 from dataclasses import dataclass
 from typing import NamedTuple
