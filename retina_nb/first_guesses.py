@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .baselines import Pooled, cosine_basis, covariances, features, ridge, without_gaps
+from .ridge import Pooled, cosine_basis, covariances, features, ridge, without_gaps
 
 # %% ../nbs/08_first_guesses.ipynb #bfca2a5b
 def _piece_sums(x, y, n_places):

@@ -27,9 +27,19 @@ def model_path(
     model, # a class, a short name of `models`, the name of a class of this package, or module:Class
 ) -> str: # module:Class
     "Where the class of a model is"
-    if isinstance(model, type): return f"{model.__module__}:{model.__qualname__}"
-    of_class = {path.partition(":")[2]: path for path in models.values()}
-    path = models.get(model) or of_class.get(model) or model
+    if isinstance(model, type): return _registered(f"{model.__module__}:{model.__qualname__}")
+    path = models.get(model) or _of_class().get(model) or model
     if not all(part.strip() for part in path.partition(":")):
         raise InputError(f"model: expected one of {names_of_models}, found '{model}'")
-    return path
+    return _registered(path)
+
+def _of_class():
+    "The addresses by the name of the class"
+    return {path.partition(":")[2]: path for path in models.values()}
+
+def _registered(
+    path, # module:Class
+):
+    "The address in the register, whichever room of this package a class is in"
+    room, _, name = path.partition(":")
+    return _of_class().get(name, path) if room.startswith("retina_nb.") else path

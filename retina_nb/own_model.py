@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .baselines import cosine_basis
 from .bncnn import RateModel, Softplus, positive_int
+from .ridge import cosine_basis
 
 # %% ../nbs/13_own_model.ipynb #042f476e
 class SpaceTime(RateModel):

@@ -16,10 +16,13 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .baselines import Filters, LN, Pooled, localities, pool, poisson_fit
+from .filters import Filters
 from .first_guesses import CoarseFeatures, centre_and_spread, local_gain, relative_excess
+from .glm import poisson_fit
 from .hyperparameters import positive_int
+from .ln import LN, localities
 from .outputs import LinearOutput, log_softplus, loss_of_cells
+from .ridge import Pooled, pool
 
 
 # %% ../nbs/08_quadratic.ipynb #38e4e362

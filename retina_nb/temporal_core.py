@@ -15,9 +15,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from .baselines import cosine_basis
 from .outputs import loss_of_cells, pointwise_loss
 from .rate_model import moving_average
+from .ridge import cosine_basis
 
 
 # %% ../nbs/08_temporal_core.ipynb #43775623

@@ -1,10 +1,15 @@
 "What the baselines notebook can't show in a cell: unusual shapes, silent cells, coupling, other responses"
 import json
+import warnings
 import numpy as np
 import pytest
 import torch
+from retina_nb import baselines
 from retina_nb.baselines import GLM, LN
+from retina_nb.config import config_checksum
 from retina_nb.data import Frames, Part, InputError
+from retina_nb.models import model_path
+from retina_nb.run_folder import load_class
 
 def part(n_cells=2, size=(14, 11), frames=1500, response="firing_rate_10ms", seed=0):
     "Cells that each follow one pixel, three frames late; the last one also fires after the first"
@@ -131,3 +136,26 @@ def test_a_cell_without_frames_to_learn_from():
     lost = part(2, frames=600)
     lost.rates[:480, 1] = np.nan
     with pytest.raises(InputError, match="training frames: expected some in which each cell was recorded, found none for cell 1"): solved(LN, (4, 14, 11), 2, lost)
+
+
+NAMES = """CellWindow Filters FitData GLM GainSoftplus LN Pooled Ramps cell_windows choose_penalty cosine_basis covariances features
+find_centers localities poisson_fit poisson_path pool recent_spikes ridge ridge_path smooth_and_local strengths without_gaps""".split()
+
+def test_names_are_still_where_they_were():
+    "What now lives in 08_ridge, 08_filters, 08_ln and 08_glm is found in baselines, too, and nothing is said of it"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in NAMES: assert getattr(baselines, name) is not None
+    assert sorted(baselines.__all__) == sorted(NAMES)
+    with pytest.warns(DeprecationWarning, match="retina_nb.ln.choose_penalty"): assert baselines.choose is baselines.choose_penalty
+
+@pytest.mark.parametrize("name, cls", [("ln", LN), ("glm", GLM)])
+def test_run_folders_keep_the_address(name, cls):
+    "Run folders of before, and the checksums in them, name baselines; a class that moves must not make them those of another model"
+    address = f"retina_nb.baselines:{cls.__name__}"
+    spellings = (name, cls.__name__, address, f"{cls.__module__}:{cls.__name__}")
+    assert cls.__module__ != "retina_nb.baselines" and model_path(cls) == address
+    for spelling in spellings: assert model_path(spelling) == address and load_class(spelling) is cls
+    assert len({config_checksum({"model": spelling, "seed": 0}) for spelling in spellings}) == 1
+    own = type(cls.__name__, (cls,), {"__module__": "mine"})
+    assert model_path(own) == f"mine:{cls.__name__}" and model_path(f"mine:{cls.__name__}") == f"mine:{cls.__name__}"
