@@ -191,7 +191,8 @@ def _scaled_currents(self:AdaptiveSubunits,
     self.grey.copy_(_mean_over(frames, torch.mean))
     rms = self._rms(frames)
     self.unit.fill_(1)
-    currents = [self.currents(self.subunits(x)/rms[..., None]) for x in frames]  # subunits anew: they are large
+    # subunits are computed anew, not kept: hundreds of cells would fill the memory
+    currents = [self.currents(self.subunits(x)/rms[..., None]) for x in frames]
     self.time /= rms
     excitation = _mean_over(currents, lambda c: c[0].mean((0, 1)))
     self.unit.copy_(excitation.clamp_min(1e-6))
