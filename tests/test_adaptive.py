@@ -1,5 +1,6 @@
 "What the notebook can't show in a cell: stopping and resuming through the command, movies in pieces, unusual recordings"
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -7,26 +8,38 @@ import pytest
 import torch
 
 from conftest import record_noise
+from retina_nb import adaptive
 from retina_nb.adaptive import AdaptiveSubunits
 from retina_nb.commands import retina_predict, retina_train
 from retina_nb.data import Frames, Recording, write_recording
+from retina_nb.models import model_path, models
 from retina_nb.results import results_table
 from retina_nb.training import load_run, predict, train_run
 
 
-NARROW = dict(core=8)  # a run takes half the time
+NARROW = dict(core=8, subunits=4)        # all parts, each of them small
+KNOWN = dict(core=None, squares=None)    # nothing beside the known parts
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory): return record_noise(tmp_path_factory.mktemp("adaptive")/"noise.h5", (12, 12))
 
 
+def test_what_moved_to_other_rooms_can_be_had_here():
+    "Names without a warning, and the class where run folders look for it"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("Saturating", "Scanned", "SegmentBatch", "Segments", "delay", "leaky_mean"):
+            assert name in adaptive.__all__ and callable(getattr(adaptive, name))
+    assert model_path(AdaptiveSubunits) == models["adaptive"] == "retina_nb.adaptive:AdaptiveSubunits"
+
+
 def test_stop_resume_predict(recording, tmp_path):
     "A run that was prolonged is the run that was not stopped; predictions come from the folder alone"
-    args = dict(data=str(recording), model="adaptive", history=6, set="core=8", accelerator="cpu")
-    retina_train(**args, epochs=4, out=str(tmp_path/"whole"))
-    retina_train(**args, epochs=2, out=str(tmp_path/"stopped"))
-    retina_train(**args, epochs=4, out=str(tmp_path/"stopped"), resume=True)
+    args = dict(data=str(recording), model="adaptive", history=6, set="core=8 subunits=4", accelerator="cpu")
+    retina_train(**args, epochs=2, out=str(tmp_path/"whole"))
+    retina_train(**args, epochs=1, out=str(tmp_path/"stopped"))
+    retina_train(**args, epochs=2, out=str(tmp_path/"stopped"), resume=True)
     a, b = load_run(tmp_path/"whole"), load_run(tmp_path/"stopped")
     pd.testing.assert_frame_equal(a.history.drop(columns="seconds"), b.history.drop(columns="seconds"), check_exact=True)
     for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()): assert torch.equal(x, y)
@@ -62,13 +75,13 @@ def test_pieces_and_blocks(recording, tmp_path):
     (dict(shape=(3, 2), cells=1), 5),
     (dict(shape=(8, 10), silent=True), 8),
     (dict(shape=(8, 10), still=True), 8),
-    (dict(shape=(120, 90), frames=700), 10),
+    (dict(shape=(104, 78), frames=500), 10),
     (dict(shape=(1, 40)), 4),
-    (dict(shape=(10, 10), hz=1000), 40),
+    (dict(shape=(10, 10), hz=500), 40),
     (dict(shape=(10, 10), hz=30), 12)])
 def test_unusual_recordings(tmp_path, kind, history):
-    rec = Recording(record_noise(tmp_path/"r.h5", **kind))
-    run = train_run(rec, "adaptive", tmp_path/"run", history=history, epochs=2, settings=NARROW, progress=False)
+    rec = Recording(record_noise(tmp_path/"r.h5", **dict(frames=800) | kind))
+    run = train_run(rec, "adaptive", tmp_path/"run", history=history, epochs=1, settings=dict(core=8), progress=False)
     rates = predict(run, rec.test.stimulus)
     assert np.isfinite(rates[history - 1:]).all() and (rates[history - 1:] >= 0).all()
     if "silent" in kind: assert rates[history:, 0].max() < 1
@@ -91,17 +104,17 @@ def test_spike_history(tmp_path):
         for t in range(1, len(counts)): counts[t] *= not counts[max(0, t - 3):t].any()
         return [np.repeat(np.arange(len(m)), counts)/100 + .005]*2
 
-    shown, test = movie(3000), movie(400)
+    shown, test = movie(2000), movie(400)
     path = write_recording(tmp_path/"r.h5", shown, spikes(shown), test_stimulus=test, test_spikes=[spikes(test) for _ in range(3)])
     options = dict(history=4, epochs=1, progress=False)
-    run = train_run(Recording(path), "adaptive", tmp_path/"run", settings=NARROW | dict(spike_history=10), **options)
+    run = train_run(Recording(path), "adaptive", tmp_path/"run", settings=KNOWN | dict(spike_history=10), **options)
     assert run.model.knows_spike_history
     weights = run.model.spike_weights[0]
     after = weights[:-1] @ run.model.spike_basis
     assert (after[-3:] < -1).all() and after[:4].abs().max() < after[-3:].abs().min()
     plain, seeing = results_table([run]).itertuples()
     assert seeing.model == "AdaptiveSubunits with spike history" and seeing.bits_per_spike > plain.bits_per_spike + .1
-    without = train_run(Recording(path), "adaptive", tmp_path/"plain", settings=NARROW, **options)
+    without = train_run(Recording(path), "adaptive", tmp_path/"plain", settings=KNOWN, **options)
     assert not without.model.knows_spike_history
     assert "with spike history" not in " ".join(results_table([without]).model)
 
@@ -116,12 +129,12 @@ def with_core(recording, tmp_path_factory):
 
 def test_a_run_from_before_core_and_free_filters(recording, tmp_path):
     "It predicts what it predicted, and goes on as the same run"
-    rec, parts = Recording(recording), dict(core=None, squares=None)
-    options = dict(history=6, settings=parts, patience=0, progress=False)
+    rec = Recording(recording)
+    options = dict(history=6, settings=KNOWN, patience=0, progress=False)
     run = train_run(rec, "adaptive", tmp_path/"run", epochs=2, **options)
     rates = predict(run, rec.test.stimulus)
     config = json.loads((run.path/"config.json").read_text())
-    for name in parts: del config["hyperparams"][name]
+    for name in KNOWN: del config["hyperparams"][name]
     (run.path/"config.json").write_text(json.dumps(config))
     (run.path/"training_results.json").unlink()  # neither it nor the config in checkpoints was there
     for name in ("last.ckpt", "best.ckpt"):
@@ -183,11 +196,11 @@ def test_cells_that_were_not_recorded_all_the_time(recording, tmp_path, kind):
 def contrast_recording(path):
     "A cell of the squares of two pixels' differences: no linear filter sees it"
     rng = np.random.default_rng(0)
-    def movie(n): return rng.integers(0, 256, (n, 12, 12), dtype=np.uint8)
+    def movie(n): return rng.integers(0, 256, (n, 8, 8), dtype=np.uint8)
     def spikes(m):
-        a, b = ((m[:, 6, x].astype(float) - m[:, 5, x])/128 for x in (5, 6))
+        a, b = ((m[:, 4, x].astype(float) - m[:, 3, x])/128 for x in (3, 4))
         return [np.flatnonzero(rng.random(len(m)) < .25*np.roll(a**2 + b**2, 2))/60]
-    train, test = movie(9000), movie(900)
+    train, test = movie(5000), movie(600)
     return write_recording(path, train, spikes(train), test_stimulus=test, test_spikes=[spikes(test) for _ in range(5)], hz=60)
 
 
@@ -196,7 +209,7 @@ def test_free_filters_find_what_round_subunits_cannot(tmp_path):
     rec = Recording(contrast_recording(tmp_path/"contrast.h5"))
     scores = {}
     for squares in (None, 2):
-        run = train_run(rec, "adaptive", tmp_path/f"{squares}", history=6, epochs=3, patience=0, progress=False,
-                        settings=dict(squares=squares, core=None))
+        run = train_run(rec, "adaptive", tmp_path/f"{squares}", history=6, epochs=1, patience=0, progress=False,
+                        settings=dict(squares=squares, core=None, subunits=4))
         scores[squares] = results_table([run]).test_corr.iloc[0]
     assert run.results["cells_with_free_filters"] == 1 and scores[2] > scores[None] + .1, scores
