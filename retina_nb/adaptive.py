@@ -11,14 +11,15 @@ import math
 import torch
 from fastcore.basics import patch
 
-from .baselines import cosine_basis, recent_spikes
 from .data import old_names
 from .first_guesses import initial_guesses
+from .glm import recent_spikes
 from .hyperparameters import in_range, optional, positive_int
 from .outputs import LinearOutput, loss_of_cells
 from .quadratic import minimise
 from .retinal_parts import (  # noqa: F401 (some are for whoever looks for them here, where they were)
     Saturating, delay, leaky_mean)
+from .ridge import cosine_basis
 from .segments import SegmentBatch, Segments, block_ranges  # noqa: F401
 from .subunit_model import Scanned, SubunitModel  # noqa: F401
 from .temporal_core import CoreTraining, train_core

@@ -268,7 +268,7 @@ class Reference:
 def multiply_rate() -> float: # floating point operations per second
     "The best of some products of two matrices, and of some convolutions"
     on_gpu = device.type == "cuda"
-    n, n_images = (8192, 512) if on_gpu else (1024, 32)
+    n, n_images = (8192, 512) if on_gpu else (1024, 16)
     def noise(*shape): return torch.randn(shape, dtype=torch.bfloat16 if on_gpu else torch.float32, device=device)
     a, b = noise(n, n), noise(n, n)
     images, kernels = noise(n_images, 32, 46, 46), noise(64, 32, 5, 5)
@@ -278,7 +278,7 @@ def multiply_rate() -> float: # floating point operations per second
     convolution_flops = 2*n_images*42**2*kernels.numel()
     return max(product_flops/product_s, convolution_flops/convolution_s)
 
-def _fastest(work): return min(timed(work, 1, warm=0) for _ in range(12)) # s
+def _fastest(work): return min(timed(work, 1, warm=0) for _ in range(8)) # s
 
 # %% ../nbs/10_benchmarks.ipynb #f590cdaf
 def step_flops(
@@ -681,7 +681,7 @@ def _print_header(rec):
     print(f"{'first / second':<64}{'first':>12}{'second':>12} {'unit':<12}{'ratio':>8}")
 
 # %% ../nbs/10_benchmarks.ipynb #5e36972a
-quick_form = dict(frames=2600, steps=2, rounds=1, epoch=True, adaptive=dict(subunits=2, squares=None, core=None),
+quick_form = dict(frames=1300, steps=2, rounds=1, epoch=True, adaptive=dict(subunits=2, squares=None, core=None),
                   chans=[2, 4], start="random")
 
 # %% ../nbs/10_benchmarks.ipynb #4a003f2d

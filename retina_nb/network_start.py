@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .first_guesses import CoarseFeatures
 from .outputs import loss_of_cells
+from .quadratic import minimise
 from .stretches import stretches_of_movie
 
 # %% ../nbs/08_network_start.ipynb #40c86267
@@ -120,13 +121,7 @@ def _minimise(loss, start, root):
     even = (root.T @ start.weight).requires_grad_()
     bias = start.bias.clone().requires_grad_()
     def readout(): return CellReadout(torch.linalg.solve_triangular(root.T, even[:, None], upper=True)[:, 0], bias)
-    lbfgs = torch.optim.LBFGS([even, bias], max_iter=20, tolerance_change=1e-5, line_search_fn="strong_wolfe")
-    def closure():
-        lbfgs.zero_grad()
-        value = loss(readout())
-        value.backward()
-        return value
-    with torch.enable_grad(): lbfgs.step(closure)
+    minimise(lambda: loss(readout()), [even, bias], max_iter=20, tolerance_change=1e-5)
     return CellReadout(*(value.detach() for value in readout()))
 
 def best_constant(
@@ -134,13 +129,12 @@ def best_constant(
     y, # rates, (frames,)
 ):
     "The constant drive of least loss, and the second derivative there: what a squared error of 1 costs"
-    def loss_of(readout): return loss(readout.bias.expand(len(y)), y)
-    bias = _minimise(loss_of, CellReadout(torch.zeros(0), torch.zeros(())), torch.zeros(0, 0)).bias
+    bias = torch.zeros((), requires_grad=True)
+    minimise(lambda: loss(bias.expand(len(y)), y), [bias], max_iter=20, tolerance_change=1e-5)
     with torch.enable_grad():
-        at = bias.clone().requires_grad_()
-        slope, = torch.autograd.grad(loss(at.expand(len(y)), y), at, create_graph=True)
-        curvature, = torch.autograd.grad(slope, at)
-    return bias, curvature.clamp_min(.01)
+        slope, = torch.autograd.grad(loss(bias.expand(len(y)), y), bias, create_graph=True)
+        curvature, = torch.autograd.grad(slope, bias)
+    return bias.detach(), curvature.clamp_min(.01)
 
 def fit_readout(
     train, # (features, rates), (frames, n) and (frames,) Hz

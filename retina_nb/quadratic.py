@@ -260,11 +260,16 @@ def minimise(
     @torch.enable_grad()
     def closure():
         value = loss()
-        for p, grad in zip(params, torch.autograd.grad(value, params)): p.grad = grad
+        grads = torch.autograd.grad(value, params)
+        if not value.isfinite():  # infinite without a slope: the line search halves its step then
+            value = torch.full_like(value, math.inf)
+            grads = [torch.full_like(grad, math.nan) for grad in grads]
+        for p, grad in zip(params, grads): p.grad = grad
         return value
     solver.step(closure)
     for p in params: p.grad = None
 
+# %% ../nbs/08_quadratic.ipynb #e8330a53
 class FreeFilters(nn.Module):
     "The drive of a quadratic model beside that of another one"
     def __init__(self,

@@ -13,11 +13,11 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from .baselines import cosine_basis, pool
 from .hyperparameters import optional, positive_int, rules
 from .quadratic import FreeFilters
 from .rate_model import RateModel
 from .retinal_parts import Saturating, delay, leaky_mean
+from .ridge import cosine_basis, pool
 from .segments import Segments, block_ranges, blocks_to_scan, movie_pieces
 from .temporal_core import TemporalCore
 

@@ -528,11 +528,11 @@ print((memory("VmHWM") - now)/size)  # not ru_maxrss: a child process inherits t
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory(tmp_path, sessions):
     "Opening a recording and making a first batch costs little more than the movie itself"
-    n, rng = 60_000, np.random.default_rng(0)
+    n, rng = 30_000, np.random.default_rng(0)
     def pieces():
         piece = rng.integers(0, 256, (6000, 50, 50), dtype=np.uint8)
         for _ in range(n//6000): yield piece
-    spikes = [np.sort(rng.uniform(0, 600, 3000)) for _ in range(9)]
+    spikes = [np.sort(rng.uniform(0, 300, 1500)) for _ in range(9)]
     path = write_recording(tmp_path/"big.h5", pieces(), spikes, test_stimulus=np.zeros((600, 50, 50), np.uint8), test_spikes=[[[.5]]*9]*5)
     done = subprocess.run([sys.executable, "-c", measure, str(sessions["15-10-07", "naturalscene"]), str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr

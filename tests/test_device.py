@@ -1,5 +1,6 @@
 "What is decided for a device, with the CPU in the place of a GPU"
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import retina_nb.benchmarks as benchmarks
 from retina_nb.benchmarks import Case, step_flops
 from retina_nb.data import Frames, Part, Recording, write_recording
 from retina_nb.cnnbilstm import FrameClips
+from retina_nb.device import step_time
 from retina_nb.parallel import train_sessions
 from retina_nb.stacked import CachedFeatures
 from retina_nb.training import (BatchSampler, ChooseLayout, FiringRates, Layout, MoveDataToDevice, fastest_layout, fit,
@@ -164,6 +166,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr("retina_nb.device.free_memory", lambda device: 1e9)
+    monkeypatch.setattr("retina_nb.device.step_time", partial(step_time, n=1))
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
@@ -178,7 +181,7 @@ small = dict(chans=[2, 2], ksizes=[3, 3], noise=0)
 @pytest.mark.parametrize("name, settings", [("bncnn", small), ("stackedconv", small), ("stacked", {}), ("cnnbilstm", small | dict(hidden=4)), ("adaptive", dict(subunits=3, n_basis=4, spike_history=5))])
 def test_nothing_stays_behind(tmp_path, request, name, settings):
     "All that a training needs is on the device, and it finds the numbers that the CPU finds"
-    recording, how = write(tmp_path, frames=600), dict(history=5, epochs=2, batch_size=200, progress=False)
+    recording, how = write(tmp_path, frames=1200), dict(history=5, epochs=2, batch_size=200, progress=False)
     if name == "stacked": settings = dict(base=train_run(recording, "bncnn", tmp_path/"base", settings=small, accelerator="cpu", **how).path)
     plain = train_run(recording, name, tmp_path/"plain", settings=settings, accelerator="cpu", **how).history
     other = train_run(recording, name, tmp_path/"gpu", settings=settings, strategy=request.getfixturevalue("gpu"), **how).history

@@ -152,6 +152,11 @@ def test_models_are_asked_by_contract():
     for m in modules: assert "hasattr(" not in re.sub(r"hasattr\((fastcore\.script|cells|stimulus), ", "", (root / "retina_nb" / f"{m}.py").read_text()), m
 
 
+import_all = """
+import importlib, os, sys
+for name in sys.argv[1:]: importlib.import_module("retina_nb." + name)
+os._exit(0)
+"""
 import_each = """
 import importlib, os, sys
 modules = ["retina_nb." + name for name in sys.argv[1:]]
@@ -167,9 +172,10 @@ os._exit(0)
 """
 
 
-def test_modules_import_by_themselves():
-    "Each first in its own process, without opening a window or printing; what others wrote is imported once, as it takes seconds"
-    done = subprocess.run([sys.executable, "-c", import_each, *modules], capture_output=True, text=True, cwd=root)
+@pytest.mark.parametrize("script", [import_all, pytest.param(import_each, marks=pytest.mark.slow)], ids=["one after the other", "each by itself"])
+def test_modules_import(script):
+    "Without opening a window or printing"
+    done = subprocess.run([sys.executable, "-c", script, *modules], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0 and not done.stdout, done.stderr + done.stdout
 
 

@@ -304,7 +304,7 @@ def graded(tmp_path):
     return Recording(path, "trace")
 
 
-@pytest.mark.parametrize("model, options", [("ln", {}), ("quadratic", {}), ("bncnn", dict(epochs=2, history=10)), ("adaptive", dict(epochs=2)), ("tcn", dict(epochs=1)),
+@pytest.mark.parametrize("model, options", [("ln", {}), ("quadratic", {}), ("bncnn", dict(epochs=2, history=10)), ("adaptive", dict(epochs=2, settings=dict(core=8))), ("tcn", dict(epochs=1)),
                                             ("cnnbilstm", dict(epochs=1)), ("stacked", dict(epochs=1))])
 def test_every_model_predicts_traces(graded, tmp_path, model, options):
     table, run = row(graded, tmp_path/"run", model, **options)
@@ -369,7 +369,7 @@ def test_no_repeats(tmp_path, kind):
 
 
 @pytest.mark.parametrize("shape", [(), (8,)])
-@pytest.mark.parametrize("model, options", [("ln", {}), ("bncnn", dict(epochs=1)), ("adaptive", dict(epochs=1))])
+@pytest.mark.parametrize("model, options", [("ln", {}), ("bncnn", dict(epochs=1)), ("adaptive", dict(epochs=1, settings=dict(core=8)))])
 def test_full_field_and_bars_as_they_come(tmp_path, shape, model, options):
     film = rng.integers(0, 256, (n_train, *shape), dtype=np.uint8)
     light = film.reshape(n_train, -1)[:, -1] - 128.

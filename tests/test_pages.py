@@ -31,7 +31,7 @@ def shown(thing): return pages.Entry(thing)._repr_markdown_()
 def test_a_class_is_a_class_and_has_its_source():
     text = shown(AdaptiveSubunits)
     assert "class AdaptiveSubunits(\n" in text and "def AdaptiveSubunits" not in text
-    assert "<details><summary>Source of AdaptiveSubunits" in text and "self._add_window()" in text
+    assert "<details><summary>Source of AdaptiveSubunits" in text and "self._add_start()" in text
     assert "class Part(\n" in shown(Part) and "<details>" not in shown(Part) and "NoneType" not in shown(Part)
 
 

@@ -1,4 +1,5 @@
 "Training with two processes gives the numbers of one, whoever starts them, and through Ctrl-C and resume"
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from forks import start
 from test_training import recording, shell, wait_for_epoch  # noqa: F401
 
 from retina_nb.data import InputError, Recording
-from retina_nb.training import fit, load_run, load_runs, model_for
+from retina_nb.training import fit, load_run, load_runs, model_for, train_run
 from retina_nb.commands import retina_train
 
 # without noise, which is each process' own; the last batches are partial, and odd
@@ -72,38 +73,52 @@ def test_a_batch_must_divide(recording, tmp_path):
 
 
 forked = """
-import sys
+import json, sys
 import torch
 from retina_nb.data import Recording
 from retina_nb.training import train_run
 torch.set_num_threads(1)
-rec = Recording(sys.argv[1])
-train_run(rec, "bncnn", sys.argv[2], 4, dict(chans=[2, 3], ksizes=[3, 3], noise=0), batch_size=62, epochs=5, accelerator="cpu", devices=2, strategy="ddp_notebook", progress=False)
+train_run(Recording(sys.argv[1]), out=sys.argv[2], accelerator="cpu", devices=2, strategy="ddp_notebook", progress=False, **json.loads(sys.argv[3]))
 """
 
 
-def test_processes_that_are_forks(recording, alone, tmp_path):
-    "As in a notebook"
-    script = tmp_path/"train.py"
+def train_in_forks(recording, folder, **options):
+    "The run of two processes, as in a notebook"
+    script = folder/"train.py"
     script.write_text(forked)
-    p = start(script, recording, tmp_path/"run")
-    out, err = p.communicate()
-    assert p.returncode == 0, err
-    check_same(load_run(tmp_path/"run"), alone)
+    p = start(script, recording, folder/"run", json.dumps(options))
+    _, err = p.communicate()
+    assert p.returncode == 0 and "Traceback" not in err, err
+    return load_run(folder/"run")
 
 
-@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one recording", "two, one core"])
-def test_stretches(recording, tmp_path, several):
+def test_processes_that_are_forks(recording, alone, tmp_path):
+    settings = dict(chans=[2, 3], ksizes=[3, 3], noise=0)
+    check_same(train_in_forks(recording, tmp_path, model="bncnn", settings=settings, history=4, batch_size=62, epochs=5), alone)
+
+
+def check_alike(one, two):
+    "About the same loss curve"
+    a, b = (run.history.drop(columns="seconds") for run in (one, two))
+    pd.testing.assert_frame_equal(a[:1], b[:1], rtol=1e-4, atol=1e-4)
+    pd.testing.assert_frame_equal(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_stretches(recording, tmp_path):
     "AdaptiveSubunits, whose stretches hold different numbers of frames; a last batch of one stretch leaves a process without a share"
+    options = dict(model="adaptive", settings=dict(core=8, subunits=4), history=4, batch_size=10, epochs=2)
+    alone = train_run(Recording(recording), out=tmp_path/"alone", accelerator="cpu", progress=False, **options)
+    check_alike(alone, train_in_forks(recording, tmp_path, **options))
+
+
+@pytest.mark.slow
+def test_stretches_of_two_recordings(recording, tmp_path):
+    "One core, from the shell"
     other = tmp_path/"other.h5"
     other.write_bytes(recording.read_bytes())
-    args = dict(data=f"{recording},{other}" if several else str(recording), model="adaptive", set="core=8", history=4, batch_size=10, epochs=2, accelerator="cpu")
+    args = dict(data=f"{recording},{other}", model="adaptive", set="core=8", history=4, batch_size=10, epochs=2, accelerator="cpu")
     retina_train(**args, out=str(tmp_path/"alone"))
     p = shell("retina_train", *[x for k, v in args.items() for x in (f"--{k}", v)], "--devices", 2, "--strategy", "ddp", "--out", tmp_path/"run", folder=tmp_path)
-    out, err = p.communicate()
-    assert p.returncode == 0, err
-    assert "Traceback" not in err
-    for one, two in zip(load_runs(tmp_path/"alone"), load_runs(tmp_path/"run"), strict=True):
-        a, b = (r.history.drop(columns="seconds") for r in (one, two))
-        pd.testing.assert_frame_equal(a[:1], b[:1], rtol=1e-4, atol=1e-4)
-        pd.testing.assert_frame_equal(a, b, rtol=1e-2, atol=1e-2)
+    _, err = p.communicate()
+    assert p.returncode == 0 and "Traceback" not in err, err
+    for one, two in zip(load_runs(tmp_path/"alone"), load_runs(tmp_path/"run"), strict=True): check_alike(one, two)

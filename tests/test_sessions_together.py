@@ -22,13 +22,13 @@ def two(tmp_path_factory):
     return record_noise(folder/"A.h5", (12, 12)), record_noise(folder/"B.h5", (8, 10), cells=3, frames=2600)
 
 
-ARGS = dict(model="adaptive", set="core=8", history=6, accelerator="cpu")
+ARGS = dict(model="adaptive", set="core=8 subunits=4", history=6, accelerator="cpu")
 
 
 @pytest.fixture(scope="module")
 def joint(two, tmp_path_factory):
     out = tmp_path_factory.mktemp("joint")/"run"
-    retina_train(data=",".join(map(str, two)), epochs=4, out=str(out), **ARGS)
+    retina_train(data=",".join(map(str, two)), epochs=2, out=str(out), **ARGS)
     return out
 
 
@@ -36,7 +36,7 @@ def test_one_core(two, joint, tmp_path):
     a, b = runs = load_runs(joint)
     assert [r.name for r in runs] == ["A", "B"] and [r.model.n_units for r in runs] == [2, 3]
     assert torch.equal(a.model.basis, b.model.basis) and not torch.equal(a.model.basis, type(a.model)(**a.config["hyperparams"]).basis)
-    assert [len(r.history) for r in runs] == [4, 4] and a.results["best_epoch"] == b.results["best_epoch"]
+    assert [len(r.history) for r in runs] == [2, 2] and a.results["best_epoch"] == b.results["best_epoch"]
     for path, run in zip(two, runs):
         retina_predict(run=str(joint), data=str(path), out=str(tmp_path/"rates.npz"))
         rec = Recording(path)
@@ -47,8 +47,8 @@ def test_one_core(two, joint, tmp_path):
 
 def test_stopped_and_resumed(two, joint, tmp_path):
     data = ",".join(map(str, two))
-    retina_train(data=data, epochs=2, out=str(tmp_path/"run"), **ARGS)
-    retina_train(data=data, epochs=4, out=str(tmp_path/"run"), resume=True, **ARGS)
+    retina_train(data=data, epochs=1, out=str(tmp_path/"run"), **ARGS)
+    retina_train(data=data, epochs=2, out=str(tmp_path/"run"), resume=True, **ARGS)
     for x, y in zip(load_runs(joint), load_runs(tmp_path/"run")):
         pd.testing.assert_frame_equal(x.history.drop(columns="seconds"), y.history.drop(columns="seconds"), check_exact=True)
         for v, w in zip(x.model.state_dict().values(), y.model.state_dict().values()): assert torch.equal(v, w)

@@ -148,7 +148,7 @@ def everything(folder): return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) f
 
 
 @pytest.mark.parametrize("model, settings", [
-    ("bncnn", dict(chans=[2, 3], ksizes=[3, 3])), ("ln", {}), ("adaptive", dict(subunits=2, n_basis=4)),
+    ("bncnn", dict(chans=[2, 3], ksizes=[3, 3])), ("ln", {}), ("adaptive", dict(subunits=2, n_basis=4, core=8)),
     ("stacked", dict(chans=[2, 3], ksizes=[3, 3], head="mlp", hidden=4))])
 def test_run_all_twice(recording, tmp_path, capsys, model, settings):
     "The same cells again open what they have trained, and say so; what a person put beside it stays"
