@@ -1,6 +1,5 @@
 "What is decided for a device, with the CPU in the place of a GPU"
 import copy
-from functools import partial
 
 import numpy as np
 import pytest
@@ -104,6 +103,7 @@ def test_no_room(monkeypatch):
 class OnGpu(torch.Tensor):
     "A tensor that says that it is on a GPU and refuses to meet those that are not; its numbers are on the CPU"
     device, is_cuda = property(lambda self: torch.device("cuda:0")), property(lambda self: True)
+    is_meta = property(lambda self: False)
 
     @staticmethod
     def __new__(cls, numbers):
@@ -140,6 +140,11 @@ class PretendGpu(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None): return compute(func, args, kwargs or {})
 
 
+def time_in_full_precision(module, batch, layout):
+    "One step of each way, of which none in bfloat16 wins: its numbers are others"
+    return step_time(module, batch, layout, n=1) + 9*layout.in_bfloat16
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     load = torch.load  # a class of tensors that stands for a device is none of those that are loaded safely
@@ -166,7 +171,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr("retina_nb.device.free_memory", lambda device: 1e9)
-    monkeypatch.setattr("retina_nb.device.step_time", partial(step_time, n=1))
+    monkeypatch.setattr("retina_nb.device.step_time", time_in_full_precision)
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
@@ -178,14 +183,14 @@ small = dict(chans=[2, 2], ksizes=[3, 3], noise=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available.*", "ignore:.*without cuDNN.*")
-@pytest.mark.parametrize("name, settings", [("bncnn", small), ("stackedconv", small), ("stacked", {}), ("cnnbilstm", small | dict(hidden=4)), ("adaptive", dict(subunits=3, n_basis=4, spike_history=5))])
+@pytest.mark.parametrize("name, settings", [("bncnn", small), ("stackedconv", small), ("stacked", {}), ("cnnbilstm", small | dict(hidden=4)), ("adaptive", dict(subunits=3, n_basis=4, spike_history=5, core=8))])
 def test_nothing_stays_behind(tmp_path, request, name, settings):
     "All that a training needs is on the device, and it finds the numbers that the CPU finds"
-    recording, how = write(tmp_path, frames=1200), dict(history=5, epochs=2, batch_size=200, progress=False)
+    recording, how = write(tmp_path, frames=600), dict(history=5, epochs=2, batch_size=200, progress=False)
     if name == "stacked": settings = dict(base=train_run(recording, "bncnn", tmp_path/"base", settings=small, accelerator="cpu", **how).path)
     plain = train_run(recording, name, tmp_path/"plain", settings=settings, accelerator="cpu", **how).history
     other = train_run(recording, name, tmp_path/"gpu", settings=settings, strategy=request.getfixturevalue("gpu"), **how).history
-    np.testing.assert_allclose(other[["train_loss", "valid_loss"]], plain[["train_loss", "valid_loss"]], rtol=.03)
+    np.testing.assert_allclose(other[["train_loss", "valid_loss"]], plain[["train_loss", "valid_loss"]], rtol=.001)
 
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available.*", "ignore:.*without cuDNN.*")
