@@ -681,7 +681,7 @@ def _print_header(rec):
     print(f"{'first / second':<64}{'first':>12}{'second':>12} {'unit':<12}{'ratio':>8}")
 
 # %% ../nbs/10_benchmarks.ipynb #5e36972a
-quick_form = dict(frames=1600, steps=2, rounds=1, epoch=True, adaptive=dict(subunits=2, squares=None, core=None),
+quick_form = dict(frames=2000, steps=2, rounds=1, epoch=True, adaptive=dict(subunits=2, squares=None, core=None),
                   chans=[2, 4], start="random")
 
 # %% ../nbs/10_benchmarks.ipynb #4a003f2d
