@@ -186,7 +186,7 @@ small = dict(chans=[2, 2], ksizes=[3, 3], noise=0)
 @pytest.mark.parametrize("name, settings", [("bncnn", small), ("stackedconv", small), ("stacked", {}), ("cnnbilstm", small | dict(hidden=4)), ("adaptive", dict(subunits=3, n_basis=4, spike_history=5, core=8))])
 def test_nothing_stays_behind(tmp_path, request, name, settings):
     "All that a training needs is on the device, and it finds the numbers that the CPU finds"
-    recording, how = write(tmp_path, frames=600), dict(history=5, epochs=2, batch_size=200, progress=False)
+    recording, how = write(tmp_path, frames=600), dict(history=5, epochs=1, batch_size=200, progress=False)
     if name == "stacked": settings = dict(base=train_run(recording, "bncnn", tmp_path/"base", settings=small, accelerator="cpu", **how).path)
     plain = train_run(recording, name, tmp_path/"plain", settings=settings, accelerator="cpu", **how).history
     other = train_run(recording, name, tmp_path/"gpu", settings=settings, strategy=request.getfixturevalue("gpu"), **how).history

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from forks import start
 
 root = Path(__file__).resolve().parents[1]
 parser = ConfigParser(delimiters=["="])
@@ -173,10 +174,12 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("script", [import_all, pytest.param(import_each, marks=pytest.mark.slow)], ids=["one after the other", "each by itself"])
-def test_modules_import(script):
+def test_modules_import(script, tmp_path):
     "Without opening a window or printing"
-    done = subprocess.run([sys.executable, "-c", script, *modules], capture_output=True, text=True, cwd=root)
-    assert done.returncode == 0 and not done.stdout, done.stderr + done.stdout
+    (tmp_path / "script.py").write_text(script)
+    process = start(tmp_path / "script.py", *modules, cwd=root)
+    out, err = process.communicate()
+    assert process.returncode == 0 and not out, err + out
 
 
 def test_no_star_imports():

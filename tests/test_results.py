@@ -20,7 +20,7 @@ from retina_nb.stacked import LinearStackedBNCNN
 from retina_nb.training import fit, load_run, predict, train_run
 
 
-def record(path, seed=0, repeats=3, test=500, cells=3):
+def record(path, seed=0, repeats=3, test=500, cells=3, frames=3000):
     "Half a minute of noise, cells that follow a pixel each, and a last one that fires at random"
     rng = np.random.default_rng(seed)
 
@@ -32,7 +32,7 @@ def record(path, seed=0, repeats=3, test=500, cells=3):
         n = rng.poisson(rate/100)
         return [np.repeat(np.arange(len(k)), k)/100 for k in n.T]
 
-    train, shown = movie(3000), movie(test)
+    train, shown = movie(frames), movie(test)
     return write_recording(path, train, spikes(train), test_stimulus=shown, test_spikes=[spikes(shown) for _ in range(repeats)])
 
 
@@ -181,7 +181,7 @@ def test_mistakes_in_the_shell(tmp_path):
 
 def test_demo_on_own_recording(tmp_path, capsys):
     "The reference project's protocol, for an epoch; typed again it goes on where it was"
-    rec = record(tmp_path/"own.h5")
+    rec = record(tmp_path/"own.h5", frames=1000)
     for _ in range(2): retina_demo(data=str(rec), protocol="reference", epochs=1, out=str(tmp_path/"demo"))
     assert "report.html" in (said := capsys.readouterr().out) and "CNNBiLSTM" in said
     table = pd.read_csv(tmp_path/"demo"/"results.csv")
