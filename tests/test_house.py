@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import sysconfig
 from configparser import ConfigParser
 from functools import lru_cache
