@@ -164,6 +164,8 @@ def _flash_profile(run, axes, contrasts, width_um):
         where.append(main_peak(np.unique(shown.events.position_px[mine]), profile, run.screen.pixels(250)))
     return shown, np.array(where)
 
+
+# %% ../nbs/09_patterns.ipynb #23a13968
 def _risen_under_motion(run, shown, every):
     "Rise of each cell while a bar of its own sign passes, (times, n_cells)"
     until = shown.events.frames[0]/run.screen.hz + .2
@@ -187,6 +189,8 @@ def _lead(run, degrees, still, *moving):
     back, returned = _moving_profile(run, degrees + 180, -still, *moving)
     return [there, back], [still - forth, -still - returned]
 
+
+# %% ../nbs/09_patterns.ipynb #b7c334aa
 @experiment("lead of the moving bar, µm", above=25, memory=.02, space=True)
 def motion_anticipation(
     run, # a Responder

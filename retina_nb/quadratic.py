@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .filters import Filters
+from .filters import Filters, frozen
 from .first_guesses import CoarseFeatures, centre_and_spread, local_gain, relative_excess
 from .glm import poisson_fit
 from .hyperparameters import positive_int
@@ -278,10 +278,9 @@ class FreeFilters(nn.Module):
         super().__init__()
         self.quadratic = Quadratic(**given).requires_grad_(False)
         n_units = self.quadratic.n_units
-        def frozen(value): return nn.Parameter(torch.full((n_units,), value), requires_grad=False)
-        self.own = frozen(1.)  # share of the other model's drive
-        self.free = frozen(0.) # and of the quadratic one's
-        self.bias = frozen(0.)
+        self.own = frozen(torch.ones(n_units))   # share of the other model's drive
+        self.free = frozen(torch.zeros(n_units)) # and of the quadratic one's
+        self.bias = frozen(torch.zeros(n_units))
 
     def forward(self,
         own, # drive of the other model, (..., n_units)

@@ -90,6 +90,8 @@ def drifting_grating(
         trials.append((contrast*course, dict(bar_um=bar, phase=phase, direction=direction)))
     return trials_on_grey("drifting grating", screen, trials, gap)
 
+
+# %% ../nbs/09_shapes.ipynb #8c3a0509
 def reversing_grating(
     screen, # a Screen
     bar_um=(50, 100, 200, 400, 800), # width of a bar, micrometres
@@ -176,6 +178,8 @@ def flashed_bar(
             trials += _in_contrasts(picture, contrasts, direction=direction, position_px=position)
     return trials_on_grey("flashed bar", screen, trials, gap)
 
+
+# %% ../nbs/09_shapes.ipynb #280ddc27
 def _there_and_back(pace, n):
     "The way to a turning point and back, n frames each, pixels from that point"
     return np.concatenate([pace*np.arange(-n, 0), -pace*np.arange(n)])
@@ -225,6 +229,8 @@ def _trembling_grating(
     walk = jitter(np.random.default_rng(seed), screen.frames(seconds), screen.frames(hold))
     return np.sin(np.pi*(along(screen, 0) - walk[:, None, None])/screen.pixels(bar_um))
 
+
+# %% ../nbs/09_shapes.ipynb #059cc85e
 def object_jitter(
     screen, # a Screen
     centers=None, # (row, column) of the object, pixels; the middle of the screen if None
@@ -277,6 +283,8 @@ def _sliding(
     path = np.concatenate([before, slide, after]).round().astype(int)
     return np.stack([wide[:, x:x + width] for x in path])
 
+
+# %% ../nbs/09_shapes.ipynb #38ed7639
 def _with_flash(movie, at, frames, contrast):
     "A movie of contrast with a flash of the whole field on top"
     movie = movie.copy()
