@@ -341,6 +341,7 @@ def scan(self:SubunitModel,
     return _joined(pieces)
 
 @patch
+@torch.no_grad()
 def _scan_all(self:SubunitModel, frames):
     "What the parts make of all frames of a movie"
     return _joined([self.scan(frames, start, end) for start, end in block_ranges(frames)])

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 import retina_nb.benchmarks as benchmarks
-from retina_nb.benchmarks import Case, machine, noise_recording, side_by_side, timed
+from retina_nb.benchmarks import machine
 from retina_nb.commands import retina_bench
 from retina_nb.data import InputError, Recording
+from retina_nb.timing import Case, noise_recording, side_by_side, timed
 
 
 def test_side_by_side():

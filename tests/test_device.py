@@ -9,13 +9,13 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-import retina_nb.benchmarks as benchmarks
-from retina_nb.benchmarks import Case, step_flops
+import retina_nb.timing as timing
 from retina_nb.data import Frames, Part, Recording, write_recording
 from retina_nb.cnnbilstm import FrameClips
 from retina_nb.device import step_time
 from retina_nb.parallel import train_sessions
 from retina_nb.stacked import CachedFeatures
+from retina_nb.timing import Case, step_flops
 from retina_nb.training import (BatchSampler, ChooseLayout, FiringRates, Layout, MoveDataToDevice, fastest_layout, fit,
                                 model_for, train_run)
 
@@ -204,7 +204,7 @@ def test_nothing_stays_behind_of_two_recordings(tmp_path, gpu):
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available.*", "ignore:.*without cuDNN.*")
 @pytest.mark.slow
 def test_benchmarks_measure_on_the_device(tmp_path, monkeypatch, gpu):
-    monkeypatch.setattr(benchmarks, "device", torch.device("cuda:0"))
+    monkeypatch.setattr(timing, "device", torch.device("cuda:0"))
     rec = write(tmp_path)
     for case in (Case(rec, history=3, **small), Case(rec, "cnnbilstm", 3, hidden=4, **small), Case(rec, "adaptive", 3, 8)):
         assert case.time_bare_steps(1) > 0 and next(case.model.parameters()).is_cuda
