@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .adaptive import Segments
 from .hyperparameters import in_range, optional, positive_int
 from .outputs import LinearOutput, Softplus
 from .rate_model import RateModel, batches_of
+from .segments import Segments
 
 # %% ../nbs/19_tcn.ipynb #9c7486fd
 def _uniform(*shape, fan_in):
