@@ -262,7 +262,7 @@ def bench_lazy(table, path, steps, rounds, settings):
     "Training on a movie that is read lazily, with a small model, for which reading counts more"
     rec, lazy_rec = Recording(path), Recording(path, in_memory=False)
     for history in (1, 40):
-        case = Case(rec, history=history, **dict(chans=[8, 8]) | settings)
+        case = Case(rec, history=history, **dict(chans=[8, 8], start="random") | settings)
         def lazy(): return case.time_fit_steps(steps, lazy_rec)
         def in_memory(): return case.time_fit_steps(steps)
         what = f"small bncnn, history {history}: loop, read lazily / in memory"
@@ -298,13 +298,12 @@ def bench_prediction(table, rec, frames, rounds, settings):
         table.add_rates(what, side_by_side(whole_movie, windows, rounds), unit="frames/s")
 
 # %% ../nbs/10_benchmarks.ipynb #62de19ec
-def bench_all_epochs(table, path, small, steps, large_batch, adaptive, settings):
+def bench_all_epochs(table, path, reference, steps, large_batch, adaptive, settings):
     "What an epoch of each network takes, and BNCNN's large step against the roof"
     rec = Recording(path)
-    with Reference(small) as reference:
-        for times in epoch_times(rec, reference, steps, large_batch, adaptive, **settings):
-            bench_epochs(table, times, large_batch)
-            if device.type == "cuda": _bench_memory(table, times, rec)
+    for times in epoch_times(rec, reference, steps, large_batch, adaptive, **settings):
+        bench_epochs(table, times, large_batch)
+        if device.type == "cuda": _bench_memory(table, times, rec)
     case = Case(rec, batch_size=large_batch, **settings)
     bench_roof(table, case, f"bncnn, batch {large_batch}: bare step / roof", steps, rounds=3)
 
@@ -372,15 +371,15 @@ def run_benchmarks(
         path = noise_recording(Path(folder)/"full.h5", frames)
         rec = Recording(small)
         _print_header(rec)
-        if epochs: bench_all_epochs(table, path, small, steps, large_batch, adaptive, settings)
-        bench_data(table, small, path, frames, rounds)
-        bench_lazy(table, path, 8*steps, rounds, settings)
-        bench_prediction(table, rec, 96*steps, rounds, settings)
-        bench_costs(table, rec, Recording(hundred_cells), steps, rounds, settings)
-        bench_history(table, rec, steps, rounds, settings)
-        bench_sequences(table, rec, steps, rounds, settings)
-        if device.type == "cpu": bench_step_memory(table, small, settings)
         with Reference(small) as reference:
+            if epochs: bench_all_epochs(table, path, reference, steps, large_batch, adaptive, settings)
+            bench_data(table, small, path, frames, rounds)
+            bench_lazy(table, path, 8*steps, rounds, settings)
+            bench_prediction(table, rec, 96*steps, rounds, settings)
+            bench_costs(table, rec, Recording(hundred_cells), steps, rounds, settings)
+            bench_history(table, rec, steps, rounds, settings)
+            bench_sequences(table, rec, steps, rounds, settings)
+            if not epochs: bench_step_memory(table, small, settings)
             bench_loops(table, rec, reference, steps, rounds, settings)
             bench_other_loops(table, rec, steps, rounds, adaptive, settings)
             bench_stretches(table, rec, reference, steps, rounds, settings)
