@@ -191,11 +191,20 @@ GROUPS = {"Start": ("index", "16"), "Data": ("00", "01", "07", "20"), "Models": 
 
 def chapters():
     "Notebooks by group, each once; one whose number is in no group is own work"
-    notebooks = sorted(get_config().nbs_path.glob("[!_]*.ipynb"), key=lambda path: (path.stem != "index", path.stem))
+    notebooks = sorted(get_config().nbs_path.glob("[!_]*.ipynb"), key=_in_reading_order())
     group_of = {number: group for group, numbers in GROUPS.items() for number in numbers}
     groups = {group: [] for group in GROUPS}
     for path in notebooks: groups[group_of.get(path.stem.partition("_")[0], "Own work")].append(path)
     return groups
+
+
+def _in_reading_order():
+    "A key to sort notebooks by: the home page, then as its table has them, then those that it does not name"
+    home = read_nb(get_config().nbs_path/"index.ipynb")
+    rows = [line for cell in home.cells for line in cell.source.splitlines() if line.startswith("|")]
+    order = ["index.ipynb", *re.findall(r"\((\w+\.ipynb)\)", "\n".join(rows))]
+    place = {name: i for i, name in enumerate(order)}
+    return lambda path: (place.get(path.name, len(order)), path.name)
 
 
 def title(path):

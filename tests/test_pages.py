@@ -177,3 +177,11 @@ def test_figures_are_sharp_and_small():
     off = np.asarray(before.convert("RGB"), float) - np.asarray(after.convert("RGB"), float)
     assert len(small) < len(large)/2 and np.sqrt((off**2).mean()) < 3
     assert small_figures.small(small) == small
+
+
+def test_a_room_comes_before_what_is_built_of_it():
+    "The margin lists the chapters as the home page does, not by the alphabet"
+    names = [path.stem for paths in pages.chapters().values() for path in paths]
+    assert names[0] == "index" and sorted(names) == sorted(path.stem for path in notebooks)
+    for room, page in (("11_subunit_model", "11_adaptive"), ("10_timing", "10_benchmarks"), ("08_ridge", "08_ln"), ("01_tuning", "01_eda")):
+        assert names.index(room) < names.index(page)
