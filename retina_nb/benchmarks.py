@@ -194,7 +194,9 @@ def bench_stretches(table, rec, reference, steps, rounds, settings):
     def loop(): return stretches.time_fit_steps(steps)/(steps*stretches.frames_in_batch)
     def theirs(): return reference.seconds(plain, few)/(32*few)
     def roof(): return step_flops(plain)/multiply_rate()
-    by_stretches, by_windows, by_plain = _for_a_frame(stretches, steps), _for_a_frame(windows, few), _for_a_frame(plain, few)
+    by_stretches = _for_a_frame(stretches, steps)
+    by_windows = _for_a_frame(windows, few)
+    by_plain = _for_a_frame(plain, few)
     table.add_rates(f"{what}step, stretches / windows", side_by_side(by_stretches, by_windows, rounds))
     table.add_rates(f"{what}step, stretches / windows, plain", side_by_side(by_stretches, by_plain, min(rounds, 3)))
     table.add_rates(f"{what}stretches: loop / bare step", side_by_side(loop, by_stretches, rounds))
@@ -393,7 +395,8 @@ def _print_header(rec):
     print(f"{'first / second':<64}{'first':>12}{'second':>12} {'unit':<12}{'ratio':>8}")
 
 # %% ../nbs/10_benchmarks.ipynb #5e36972a
-quick_form = dict(frames=2000, steps=2, rounds=1, epochs=True, large_batch=64, adaptive=dict(subunits=2, squares=None, core=None),
+quick_form = dict(frames=2000, steps=2, rounds=1, epochs=True, large_batch=64,
+                  adaptive=dict(subunits=2, squares=None, core=None),
                   chans=[2, 4], ksizes=[3, 3], start="random")
 
 # %% ../nbs/10_benchmarks.ipynb #4a003f2d

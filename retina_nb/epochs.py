@@ -41,7 +41,8 @@ def _networks(adaptive, settings):
     networks[f"{what}, stretches"] = dict(name="bncnn", batches="stretches") | papers, plain
     networks[f"{what}, windows"] = dict(name="bncnn", batches="windows") | papers, None
     networks["cnnbilstm, history 40"] = dict(name="cnnbilstm", history=40) | settings, each_window
-    networks["adaptive, history 40"] = dict(name="adaptive", history=40, squares=None, core=None) | (adaptive or {}), None
+    during_epochs = dict(name="adaptive", history=40, squares=None, core=None)
+    networks["adaptive, history 40"] = during_epochs | (adaptive or {}), None
     return networks
 
 # %% ../nbs/10_epochs.ipynb #7004ef2c

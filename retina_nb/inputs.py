@@ -75,6 +75,7 @@ def atomic_write(
 # %% ../nbs/00_inputs.ipynb #16b95b86
 _moved = {  # (room of before, room of now): names that went from one to the other
     ("benchmarks", "commands"): "retina_bench",
+    ("benchmarks", "timing"): "Clock OneByOne PlainBNCNN SideBySide now numpy_correlation",
     ("data", "fetching"): "archive_url fetch fetch_archive",
     ("data", "commands"): "retina_fetch",
     ("results", "report"):

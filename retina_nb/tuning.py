@@ -101,25 +101,26 @@ def _plot_tuning(rec, ax, light, **labels):
     return ax
 
 # %% ../nbs/01_tuning.ipynb #99cf9f92
+def _locally(rec, what):
+    "A function from a cell to what the light around its place is like, and its firing rate"
+    def light(cell):
+        local = local_light(rec, cell)
+        return getattr(local, what), local.rate
+    return light
+
 def plot_luminance(
     rec, # a Recording
     ax=None, # matplotlib Axes; a new figure if None
 ):
     "Firing of each cell against the luminance around its place"
-    def light(cell):
-        local = local_light(rec, cell)
-        return local.luminance, local.rate
-    return _plot_tuning(rec, ax, light, xlabel="local luminance (grey level)", title="Firing and luminance")
+    return _plot_tuning(rec, ax, _locally(rec, "luminance"), xlabel="local luminance (grey level)", title="Firing and luminance")
 
 def plot_contrast(
     rec, # a Recording
     ax=None, # matplotlib Axes; a new figure if None
 ):
     "Firing of each cell against the contrast around its place"
-    def light(cell):
-        local = local_light(rec, cell)
-        return local.contrast, local.rate
-    return _plot_tuning(rec, ax, light, xlabel="local contrast (sd / mean)", title="Firing and contrast")
+    return _plot_tuning(rec, ax, _locally(rec, "contrast"), xlabel="local contrast (sd / mean)", title="Firing and contrast")
 
 # %% ../nbs/01_tuning.ipynb #f1819c97
 def filtered_light(
